@@ -1,0 +1,201 @@
+"""Source graph -> `forward`: the same function in normalised nodes, every parameter a named state, the batch symbolic."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.errors import UnsupportedOperator, WageubnError
+from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.infer import window
+from wageubn_onnx.passes.importing.read import read_source
+from wageubn_onnx.passes.importing.spelling import respell
+
+
+def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
+    """The `forward` stage of the network in ``path``.
+
+    Raises WageubnError for anything unsound or unsupported, naming file, node and operator.
+    """
+    source = respell(read_source(path), config.batch)
+    unknown = next((n for n in source.nodes if n.op not in BUILDERS or n.domain), None)
+    if unknown is not None:
+        raise UnsupportedOperator(
+            f"node {unknown.name or unknown.outputs[0].name!r}: operator {unknown.op} has no rule; "
+            f"supported: {', '.join(sorted(BUILDERS))}"
+        )
+    _require_batch_norm(source, path)
+    return _Forward(source, Path(path).stem).build()
+
+
+def _require_batch_norm(source: gs.Graph, path: str | os.PathLike[str]) -> None:
+    convolutions = [n for n in source.nodes if n.op == "Conv"]
+    if convolutions and not any(n.op == "BatchNormalization" for n in source.nodes):
+        raise WageubnError(
+            f"{Path(path)}: no BatchNormalization left ({len(convolutions)} Conv, the first {convolutions[0].name!r}): it was "
+            "folded into the convolutions at export; export again with BN kept (PyTorch: training=TrainingMode.TRAINING, "
+            "do_constant_folding=False)"
+        )
+
+
+class _Forward:
+    """Builds the normalised model node by node."""
+
+    def __init__(self, source: gs.Graph, name: str) -> None:
+        self.source = source
+        self.model = Model.empty("forward", name)
+        self.values: dict[str, Tensor] = {}  # source tensor -> ours
+
+    def build(self) -> Model:
+        model, (image,) = self.model, self.source.inputs
+        if len(self.source.outputs) != 1 or len(self.source.outputs[0].shape or []) != 2:
+            shapes = [f"{o.name} {o.shape}" for o in self.source.outputs]
+            raise WageubnError(f"the network must end in one output of logits [N, classes]; it has {shapes}")
+        model.named["images"] = model.input("images", np.float32, ["N", *image.shape[1:]])
+        self.values[image.name] = model.named["images"]
+        with model.context(made_by="import"):
+            for node in self.source.nodes:
+                with model.context(layer=layer_name(node)):
+                    self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
+        logits = self.values[self.source.outputs[0].name]
+        model.named["logits"] = model.output(logits, "logits")
+        model.notes["classes"] = int(logits.shape[1])
+        return model
+
+    def operand(self, tensor: gs.Tensor, node: gs.Node) -> Tensor:
+        if tensor.name not in self.values:
+            raise WageubnError(f"node {node.name!r}: its input {tensor.name!r} is a constant; only images flow through a ResNet")
+        return self.values[tensor.name]
+
+    def parameter(self, tensor: gs.Tensor, kind: str, node: gs.Node) -> Tensor:
+        """A constant operand as a state keyed by its own name; shared parameters are refused."""
+        if not isinstance(tensor, gs.Constant):
+            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is computed, not stored; export it as an initializer")
+        if tensor.name in self.model.states:
+            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is shared with another node; give each node its own")
+        value = np.ascontiguousarray(tensor.values, dtype=np.float32)
+        return self.model.state(tensor.name, kind, layer_name(node), value).tensor
+
+    # -- one builder an operator ------------------------------------------------------------------------------------
+
+    def conv(self, node: gs.Node) -> Tensor:
+        x, weight = self.operand(node.inputs[0], node), node.inputs[1]
+        if node.attrs.get("group", 1) != 1:
+            raise UnsupportedOperator(f"node {node.name!r}: grouped Conv (group={node.attrs['group']}) has no rule")
+        w = self.parameter(weight, "W", node)
+        attrs = _window_attributes(node, x, w.shape[2:])
+        y = self.model.op("Conv", x, w, name="conv", role="C", group=1, **attrs)
+        if len(node.inputs) < 3 or node.inputs[2].is_empty():
+            return y
+        users = node.outputs[0].outputs
+        if len(users) == 1 and users[0].op == "BatchNormalization":  # BN subtracts the bias again: it moves into the mean
+            mean = users[0].inputs[3]
+            mean.values = mean.values - node.inputs[2].values
+            return y
+        b = self.parameter(node.inputs[2], "bias", node)
+        y.inputs[0].inputs.append(b)
+        return y
+
+    def batch_norm(self, node: gs.Node) -> Tensor:
+        x = self.operand(node.inputs[0], node)
+        kinds = ("gamma", "beta", "running_mean", "running_var")
+        operands = [self.parameter(t, kind, node) for t, kind in zip(node.inputs[1:5], kinds, strict=True)]
+        variance = self.model.states[operands[3].name].value
+        if (variance < 0).any():
+            raise WageubnError(f"node {node.name!r}: running variance {operands[3].name!r} has negative entries")
+        attrs = {"epsilon": float(node.attrs.get("epsilon", 1e-5)), "momentum": float(node.attrs.get("momentum", 0.9))}
+        return self.model.op("BatchNormalization", x, *operands, name="bn", role="Y", **attrs)
+
+    def relu(self, node: gs.Node) -> Tensor:
+        return self.model.op("Relu", self.operand(node.inputs[0], node), name="relu", role="A")
+
+    def add(self, node: gs.Node) -> Tensor:
+        a, b = (self.operand(i, node) for i in node.inputs)
+        if a.shape != b.shape:
+            raise WageubnError(f"node {node.name!r}: Add of {a.shape} and {b.shape}; a residual sum needs equal shapes")
+        return self.model.op("Add", a, b, name="add", role="sum")
+
+    def max_pool(self, node: gs.Node) -> Tensor:
+        x = self.operand(node.inputs[0], node)
+        attrs = _window_attributes(node, x, node.attrs["kernel_shape"])
+        if attrs.pop("dilations") != [1, 1]:
+            raise UnsupportedOperator(f"node {node.name!r}: MaxPool with dilations has no rule")
+        return self.model.op("MaxPool", x, name="maxpool", role="A", **attrs)
+
+    def average_pool(self, node: gs.Node) -> Tensor:
+        x = self.operand(node.inputs[0], node)
+        attrs = _window_attributes(node, x, node.attrs["kernel_shape"])
+        if attrs.pop("dilations") != [1, 1]:
+            raise UnsupportedOperator(f"node {node.name!r}: AveragePool with dilations has no rule")
+        attrs["count_include_pad"] = int(node.attrs.get("count_include_pad", 0))
+        return self.model.op("AveragePool", x, name="avgpool", role="A", **attrs)
+
+    def global_average_pool(self, node: gs.Node) -> Tensor:
+        return self.model.op("GlobalAveragePool", self.operand(node.inputs[0], node), name="gap", role="A")
+
+    def flatten(self, node: gs.Node) -> Tensor:
+        return self.model.op("Flatten", self.operand(node.inputs[0], node), name="flatten", axis=1)
+
+    def gemm(self, node: gs.Node) -> Tensor:
+        attrs = node.attrs
+        if attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0 or attrs.get("transA", 0):
+            raise UnsupportedOperator(f"node {node.name!r}: Gemm with alpha, beta or transA other than 1, 1, 0 has no rule")
+        x = self.operand(node.inputs[0], node)
+        w = self.parameter(node.inputs[1], "W", node)
+        bias = [self.parameter(node.inputs[2], "bias", node)] if len(node.inputs) > 2 else []
+        return self.model.op("Gemm", x, w, *bias, name="gemm", role="C", transB=1)
+
+
+BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
+    "Conv": _Forward.conv,
+    "BatchNormalization": _Forward.batch_norm,
+    "Relu": _Forward.relu,
+    "Add": _Forward.add,
+    "MaxPool": _Forward.max_pool,
+    "AveragePool": _Forward.average_pool,
+    "GlobalAveragePool": _Forward.global_average_pool,
+    "Flatten": _Forward.flatten,
+    "Gemm": _Forward.gemm,
+}
+
+
+def layer_name(node: gs.Node) -> str:
+    """A node's layer: its weight's name without the suffix where it has one that speaks, else the node's own name."""
+    if node.op in ("Conv", "Gemm", "BatchNormalization") and len(node.inputs) > 1:
+        stem = re.sub(r"[._/](weight|gamma|kernel|scale|W|w)(:0)?$", "", node.inputs[1].name)
+        if stem != node.inputs[1].name:
+            return stem
+    return node.name or f"{node.op}_{node.outputs[0].name}"
+
+
+def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
+    """kernel_shape, strides, pads and dilations, all explicit: auto_pad and ceil_mode spelled out or refused."""
+    if len(kernel) != 2:
+        raise UnsupportedOperator(f"node {node.name!r}: {node.op} over {len(kernel)} axes has no rule; only images, 2 axes")
+    kernel = [int(k) for k in kernel]
+    strides = [int(s) for s in node.attrs.get("strides", [1, 1])]
+    dilations = [int(d) for d in node.attrs.get("dilations", [1, 1])]
+    pads = [int(p) for p in node.attrs.get("pads", [0, 0, 0, 0])]
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        for axis in range(2):
+            size = x.shape[2 + axis]
+            total = max((-(-size // strides[axis]) - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - size, 0)
+            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            pads[axis], pads[axis + 2] = before, total - before
+    if node.attrs.get("ceil_mode", 0):
+        for axis in range(2):
+            span = x.shape[2 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
+            if span % strides[axis]:
+                raise UnsupportedOperator(f"node {node.name!r}: {node.op} with ceil_mode and a partial last window has no rule")
+    for axis in range(2):
+        if window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis]) < 1:
+            raise WageubnError(f"node {node.name!r}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
+    return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}

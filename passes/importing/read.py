@@ -1,0 +1,59 @@
+"""Read the user's file and bring it to the project's opset: what is not a sound ONNX network is refused here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import google.protobuf.message
+import numpy as np
+import onnx
+from onnx import numpy_helper, version_converter
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import OPSET
+
+
+def read_source(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Load, check and convert ``path`` to opset 18.
+
+    Raises WageubnError, naming the file, where it is missing, is not ONNX, is truncated, is invalid, holds NaN or infinite
+    weights, or has an opset that onnx's version converter cannot bring over.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WageubnError(f"{file}: no such file; give the path of an ONNX model")
+    try:
+        model = onnx.load(file)
+    except google.protobuf.message.DecodeError:
+        raise WageubnError(f"{file}: not an ONNX file, or a truncated one; export the model again") from None
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise WageubnError(f"{file}: its external data cannot be read ({_line(error)})") from None
+    if not model.graph.node:
+        raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise WageubnError(f"{file}: not a valid ONNX model ({_line(error)})") from None
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise WageubnError(f"{file}: weights {tensor.name!r} hold NaN or infinity; export a healthy checkpoint")
+    return _to_opset(model, file)
+
+
+def _to_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if version == OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise WageubnError(
+            f"{file}: opset {version} cannot be brought to {OPSET} ({_line(error)}); export it with opset {OPSET}"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,304 @@
+"""The rule of every operator of `quant_training`, and the pass that applies them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.autodiff.rules import average_counts
+from wageubn_onnx.config import Config
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for
+from wageubn_onnx.geometry import Window, tap_slices
+from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passes.lower import products, quantizers
+from wageubn_onnx.passes.lower.lowering import Lowering, Rule
+
+
+def _operands(lower: Lowering, node: gs.Node) -> list[Value]:
+    return [lower.value(i) for i in node.inputs]
+
+
+def _short(node: gs.Node) -> str:
+    return str(node.name).rsplit("/", 1)[-1]
+
+
+# -- elementwise ----------------------------------------------------------------------------------------------------------
+
+
+def add(lower: Lowering, node: gs.Node) -> Value:
+    """Fixed + Fixed on the finer exponent; Ratio + Constant waits for its root; integers of the optimizer stay integers."""
+    a, b = _operands(lower, node)
+    if isinstance(a, Raw) and isinstance(b, Raw):
+        return Raw(lower.g.op(node.op, a.tensor, b.tensor, name=_short(node)))
+    if isinstance(b, Constant) and not isinstance(a, (Pair, Ratio)):
+        a = Ratio(lower.fixed(a, node), Fixed(lower.g.scalar(1, np.int64), Exponent(), 1, 1))
+    if isinstance(a, Ratio) and isinstance(b, Constant):
+        return Offset(a, b)
+    return lower.add(lower.fixed(a, node), lower.fixed(b, node), node)
+
+
+def subtract(lower: Lowering, node: gs.Node) -> Value:
+    a, b = (lower.fixed(v, node) for v in _operands(lower, node))
+    return lower.add(a, b, node, sign=-1)
+
+
+def multiply(lower: Lowering, node: gs.Node) -> Value:
+    """A power of two only moves the exponent; a ratio keeps its denominator."""
+    a, b = _operands(lower, node)
+    if isinstance(a, Constant) or isinstance(b, Step):
+        a, b = b, a
+    if isinstance(a, Step):
+        if isinstance(b, Step):
+            return Step(a.exponent + b.exponent)
+        if isinstance(b, Constant) and b.is_power_of_two:
+            return Step(a.exponent + b.log2)
+    if isinstance(b, Constant) and b.is_power_of_two and not isinstance(a, Ratio):
+        x = lower.fixed(a, node)
+        return Fixed(x.tensor, x.exponent + b.log2, x.lo, x.hi)
+    if isinstance(b, Ratio):
+        a, b = b, a
+    if isinstance(a, Ratio):
+        return Ratio(lower.multiply(a.numerator, lower.fixed(b, node), node), a.denominator)
+    return lower.multiply(lower.fixed(a, node), lower.fixed(b, node), node)
+
+
+def divide(lower: Lowering, node: gs.Node) -> Value:
+    """Nothing is divided yet: the quantizer that follows rounds the exact ratio."""
+    a, b = (lower.fixed(v, node) for v in _operands(lower, node))
+    if b.lo < 1 or b.exponent.terms:
+        raise WageubnError(f"node {node.name!r}: its divisor may be below 1; this is a fault of a pass")
+    return Ratio(a, b)
+
+
+def square_root(lower: Lowering, node: gs.Node) -> Value:
+    (x,) = _operands(lower, node)
+    if not isinstance(x, Offset):
+        raise WageubnError(f"node {node.name!r}: a square root without epsilon has no integer lowering")
+    return Root(x)
+
+
+def relu(lower: Lowering, node: gs.Node) -> Value:
+    x = lower.fixed(_operands(lower, node)[0], node)
+    wide = lower.cast(x.tensor, np.int32)
+    tensor = lower.g.op("Max", wide, lower.g.scalar(0, np.int32), name=_short(node))
+    return Fixed(tensor, x.exponent, 0, max(x.hi, 0))
+
+
+def at_least(lower: Lowering, node: gs.Node) -> Value:
+    """Max with a constant raises the least mantissa."""
+    value, constant = _operands(lower, node)
+    x, least = lower.fixed(value, node), lower.fixed(constant, node)
+    least = lower.raised(least, x.exponent.static, node)
+    tensor = lower.g.op("Max", lower.cast(x.tensor, np.int32), least.tensor, name=_short(node))
+    return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.lo))
+
+
+def greater(lower: Lowering, node: gs.Node) -> Value:
+    """x > 0 is the mantissa's sign."""
+    x, zero = _operands(lower, node)
+    if not isinstance(zero, Constant) or zero.values.any():
+        raise WageubnError(f"node {node.name!r}: a comparison with other than 0 has no integer lowering")
+    tensor = lower.fixed(x, node).tensor
+    return Raw(lower.g.op("Greater", tensor, lower.g.scalar(0, tensor.dtype), name=_short(node)))
+
+
+def equal(lower: Lowering, node: gs.Node) -> Value:
+    a, b = _operands(lower, node)
+    if isinstance(a, Fixed) and isinstance(b, Fixed) and a.exponent != b.exponent:
+        raise WageubnError(f"node {node.name!r}: a comparison across exponents has no integer lowering")
+    left, right = (v.tensor if isinstance(v, (Raw, Fixed)) else None for v in (a, b))
+    return Raw(lower.g.op("Equal", left, right, name=_short(node)))
+
+
+def logical(lower: Lowering, node: gs.Node) -> Value:
+    return Raw(lower.g.op(node.op, *(_raw(v, node) for v in _operands(lower, node)), name=_short(node)))
+
+
+def _raw(value: Value, node: gs.Node) -> Tensor:
+    if not isinstance(value, Raw):
+        raise WageubnError(f"node {node.name!r}: {node.op} of a number on a grid has no integer lowering")
+    return value.tensor
+
+
+def where(lower: Lowering, node: gs.Node) -> Value:
+    """Where(condition, x, 0) keeps x's width; two constants become an int32 choice."""
+    condition, x, other = _operands(lower, node)
+    mask = _raw(condition, node)
+    if isinstance(x, Constant):
+        a, b = lower.fixed(x, node), lower.fixed(other, node)
+        low = min(a.exponent.static, b.exponent.static)
+        a, b = lower.raised(a, low, node), lower.raised(b, low, node)
+        tensor = lower.g.op("Where", mask, a.tensor, b.tensor, name=_short(node))
+        return Fixed(tensor, a.exponent, min(a.lo, b.lo), max(a.hi, b.hi))
+    value = lower.fixed(x, node)
+    tensor = lower.g.op("Where", mask, value.tensor, lower.g.scalar(0, value.tensor.dtype), name=_short(node))
+    return Fixed(tensor, value.exponent, min(value.lo, 0), max(value.hi, 0))
+
+
+# -- reductions and pools ---------------------------------------------------------------------------------------------------
+
+
+def reduce_sum(lower: Lowering, node: gs.Node) -> Value:
+    value, axes, keep = lower.value(node.inputs[0]), [int(a) for a in node.inputs[1].values], node.attrs.get("keepdims", 1)
+    if isinstance(value, Raw):
+        return Raw(lower.g.op("ReduceSum", value.tensor, lower.g.ints(*axes), name=_short(node), keepdims=keep))
+    if isinstance(value, Pair):
+        high, low = (lower.reduce_sum(part, axes, keep, node) for part in (value.high, value.low))
+        return lower.fixed(Pair(high, low), node)
+    return lower.reduce_sum(lower.fixed(value, node), axes, keep, node)
+
+
+def reduce_max(lower: Lowering, node: gs.Node) -> Value:
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    axes = [int(a) for a in node.inputs[1].values]
+    wide = lower.cast(x.tensor, np.int32)
+    tensor = lower.g.op("ReduceMax", wide, lower.g.ints(*axes), name=_short(node), keepdims=node.attrs.get("keepdims", 1))
+    return Fixed(tensor, x.exponent, x.lo, x.hi)
+
+
+def max_pool(lower: Lowering, node: gs.Node) -> Value:
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    return Fixed(lower.g.op("MaxPool", x.tensor, name=_short(node), **node.attrs), x.exponent, x.lo, x.hi)
+
+
+def average_pool(lower: Lowering, node: gs.Node) -> Value:
+    """The sum over the taps, over their number."""
+    g, x = lower.g, lower.fixed(lower.value(node.inputs[0]), node)
+    window = Window.of(node.attrs)
+    wide = lower.cast(x.tensor, np.int32)
+    total, *others = tap_slices(g, wide, window, node.outputs[0].shape[2:])
+    for tap in others:
+        total = g.op("Add", total, tap, name="taps")
+    count = len(window.taps)
+    counts = average_counts(node.inputs[0], node.outputs[0], node.attrs).astype(np.int32)
+    divisor = Fixed(g.constant(counts, np.int32, name="counts"), Exponent(), int(counts.min()), int(counts.max()))
+    return Ratio(Fixed(total, x.exponent, min(x.lo, 0) * count, max(x.hi, 0) * count), divisor)
+
+
+def global_average_pool(lower: Lowering, node: gs.Node) -> Value:
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    size = math.prod(x.tensor.shape[2:])
+    return Ratio(lower.reduce_sum(x, [2, 3], 1, node), Fixed(lower.g.scalar(size, np.int32), Exponent(), size, size))
+
+
+# -- operators that only move elements ------------------------------------------------------------------------------------
+
+
+def structural(lower: Lowering, node: gs.Node) -> Value:
+    """Reshape, Transpose, Slice, Pad with zeros, ...: the same on mantissas; on a ratio, on its numerator."""
+    rest = [lower.g.ints(*np.ravel(i.values)) for i in node.inputs[1:] if i.dtype == np.int64]
+    padding = [i for i in node.inputs[1:] if i.dtype != np.int64]
+
+    def emit(x: Tensor) -> Tensor:
+        zero = [lower.g.scalar(0, x.dtype)] if padding else []
+        return lower.g.op(node.op, x, *rest, *zero, name=_short(node), **node.attrs)
+
+    value = lower.value(node.inputs[0])
+    if isinstance(value, Ratio):
+        return Ratio(_moved(value.numerator, emit), value.denominator)
+    return lower.structural(value, node, emit)
+
+
+def _moved(x: Fixed, emit: Any) -> Fixed:
+    return Fixed(emit(x.tensor), x.exponent, x.lo, x.hi)
+
+
+def concat(lower: Lowering, node: gs.Node) -> Value:
+    parts = [lower.fixed(v, node) for v in _operands(lower, node)]
+    tensor = lower.g.op("Concat", *(p.tensor for p in parts), name=_short(node), **node.attrs)
+    return Fixed(tensor, parts[0].exponent, min(p.lo for p in parts), max(p.hi for p in parts))
+
+
+def arg_max(lower: Lowering, node: gs.Node) -> Value:
+    wide = lower.cast(lower.fixed(lower.value(node.inputs[0]), node).tensor, np.int32)
+    return Raw(lower.g.op("ArgMax", wide, name=_short(node), **node.attrs))
+
+
+def cast(lower: Lowering, node: gs.Node) -> Value:
+    return Raw(lower.g.op("Cast", _raw(lower.value(node.inputs[0]), node), name=_short(node), **node.attrs))
+
+
+def identity(lower: Lowering, node: gs.Node) -> Value:
+    return lower.value(node.inputs[0])
+
+
+RULES: dict[str, Rule] = {
+    "Add": add,
+    "Sub": subtract,
+    "Mul": multiply,
+    "Div": divide,
+    "Sqrt": square_root,
+    "Relu": relu,
+    "Max": at_least,
+    "Greater": greater,
+    "Equal": equal,
+    **dict.fromkeys(["And", "Or", "Not"], logical),
+    "Where": where,
+    "ReduceSum": reduce_sum,
+    "ReduceMax": reduce_max,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    **dict.fromkeys(["Reshape", "Flatten", "Transpose", "Slice", "Pad", "Unsqueeze", "Expand"], structural),
+    "Concat": concat,
+    "ArgMax": arg_max,
+    "Cast": cast,
+    "Identity": identity,
+    **products.RULES,
+    **quantizers.RULES,
+}
+
+
+def lower_to_integers(quantized: Model, stage: str, config: Config) -> Model:
+    """The integer graph of ``quantized``: `int_training` of `quant_training`, `int_eval` of its inference form.
+
+    States keep their keys and become integers of the narrowest dtype; inputs become uint8 images and int32 scalars.
+    Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
+    """
+    lower = Lowering(quantized, stage, config)
+    g = lower.g
+    with g.context(made_by="lower"):
+        for name in ("images", "labels", "lr", "gradient_range", "seed"):
+            if name in quantized.named:
+                _input(lower, name)
+        for state in quantized.states.values():
+            lo, hi = state.info.get("least", -state.info["limit"]), state.info["limit"]
+            exponent, dtype = int(state.info["exponent"]), dtype_for(lo, hi)
+            integers = np.clip(np.round(np.ldexp(state.value.astype(np.float64), -exponent)), lo, hi)
+            mine = g.state(state.key, state.kind, state.layer, np.asarray(integers, dtype), **state.info | {"least": lo})
+            lower.values[state.key] = Raw(mine.tensor) if state.kind == "step" else Fixed(mine.tensor, Exponent(exponent), lo, hi)
+        lower.run(RULES)
+        for key, state in quantized.states.items():
+            if state.after is not None:
+                after = lower.value(state.after)
+                g.states[key].after = after.tensor if isinstance(after, (Fixed, Raw)) else None
+        for name in ("logits", "loss", "correct"):
+            if name in quantized.named:
+                value = lower.value(quantized.named[name])
+                if isinstance(value, (Fixed, Raw)):
+                    g.named[name] = value.tensor
+                if isinstance(value, Fixed):
+                    g.notes.setdefault("exponents", {})[name] = value.exponent.static
+        for key, gradient in quantized.gradients.items():
+            with g.context(layer=quantized.states[key].layer):
+                value = lower.fixed(lower.value(gradient), gradient.inputs[0])
+                g.gradients[key] = value.tensor
+                g.notes.setdefault("gradient_exponents", {})[key] = value.exponent
+    g.notes["classes"] = quantized.notes["classes"]
+    return g
+
+
+def _input(lower: Lowering, name: str) -> None:
+    """images: uint8; lr: int32 on its grid (read by Q_lr at once); the others are integers already."""
+    source = lower.source.named[name]
+    if name == "images":
+        lower.values[source.name] = Pixels(lower.g.input(name, np.uint8, source.shape))
+    else:
+        tensor = lower.g.input(name, np.int32, source.shape)
+        fraction = lower.config.profile.learning_rate_fraction
+        lower.values[source.name] = Raw(tensor) if name != "lr" else Fixed(tensor, Exponent(-fraction), -(2**27), 2**27)
+    lower.g.named[name] = lower.g.graph.inputs[-1]

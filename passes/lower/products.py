@@ -1,0 +1,122 @@
+"""Convolutions and matrix products in integers: uint8 operands with zero points, int32 accumulators, split where too long.
+
+uint8 by uint8 with zero point 128 is the one form that every release of onnxruntime has and that is exact on every x86; where the
+first operand is never above 127, uint8 by int8 is as exact and faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.fixedpoint import Fixed, Pair, Value
+from wageubn_onnx.geometry import insert_zeros
+from wageubn_onnx.graph import Tensor
+from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
+from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
+
+Product = Callable[[Fixed, Fixed], Fixed]
+
+
+def conv(lower: Lowering, node: gs.Node) -> Value:
+    """Conv -> ConvInteger."""
+    x, w = (lower.fixed(lower.value(i), node) for i in node.inputs[:2])
+    return _convolve(lower, node, x, w, node.attrs["pads"], node.attrs["strides"], node.attrs["dilations"])
+
+
+def _convolve(lower: Lowering, node: gs.Node, x: Fixed, w: Fixed, pads: list[int], strides: list[int], dilations: list[int]) -> Fixed:
+    (xu, x_zero), (wu, w_zero) = lower.unsigned(x), lower.unsigned(w)
+    bound = math.prod(w.tensor.shape[1:]) * x.bound * w.bound
+    lower.checked(bound, 2**SHIFT_LIMIT, node)
+    kernel = list(w.tensor.shape[2:])
+    tensor = lower.g.op(
+        "ConvInteger", xu, wu, x_zero, w_zero, name="product",
+        pads=pads, strides=strides, dilations=dilations, kernel_shape=kernel, group=1,
+    )  # fmt: skip
+    return Fixed(tensor, x.exponent + w.exponent, -bound, bound)
+
+
+def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
+    """The data gradient: zeros between the errors, then a convolution with the kernel turned around."""
+    error, weight = lower.value(node.inputs[0]), lower.fixed(lower.value(node.inputs[1]), node)
+    g, size = lower.g, node.outputs[0].shape[2:]
+    strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
+    turned = _turned(lower, weight)
+    kernel = weight.tensor.shape[2:]
+
+    def product(e: Fixed, w: Fixed) -> Fixed:
+        spread = insert_zeros(g, e.tensor, strides)
+        before = [dilations[a] * (kernel[a] - 1) - pads[a] for a in range(2)]
+        after = [size[a] + dilations[a] * (kernel[a] - 1) - before[a] - spread.shape[2 + a] for a in range(2)]
+        cut = [max(-p, 0) for p in (*before, *after)]
+        if any(cut):
+            stop = [spread.shape[2 + a] - cut[2 + a] for a in range(2)]
+            spread = g.op("Slice", spread, g.ints(*cut[:2]), g.ints(*stop), g.ints(2, 3), name="cut")
+        x = Fixed(spread, e.exponent, min(e.lo, 0), max(e.hi, 0))
+        return _convolve(lower, node, x, w, [max(p, 0) for p in (*before, *after)], [1, 1], dilations)
+
+    return _bilinear(lower, node, error, turned, product)
+
+
+def _turned(lower: Lowering, w: Fixed) -> Fixed:
+    """[O, I, KH, KW] -> [I, O, KH, KW] with rows and columns reversed."""
+    g = lower.g
+    tensor = w.tensor
+    if tuple(tensor.shape[2:]) != (1, 1):
+        last = -(2**62)
+        tensor = g.op("Slice", tensor, g.ints(-1, -1), g.ints(last, last), g.ints(2, 3), g.ints(-1, -1), name="turned")
+    return Fixed(g.op("Transpose", tensor, name="turned", perm=[1, 0, 2, 3]), w.exponent, w.lo, w.hi)
+
+
+def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Product) -> Value:
+    """product(a, b) where either may be a flag pair: the parts' products, combined here if int32 allows, else by the quantizer."""
+    if isinstance(a, Pair):
+        parts = [product(part, lower.fixed(b, node)) for part in (a.high, a.low)]
+    elif isinstance(b, Pair):
+        parts = [product(lower.fixed(a, node), part) for part in (b.high, b.low)]
+    else:
+        return product(lower.fixed(a, node), lower.fixed(b, node))
+    pair = Pair(*parts)
+    combined = 128 * pair.high.bound + pair.low.bound
+    return lower.fixed(pair, node) if combined < 2**SHIFT_LIMIT else pair
+
+
+def matmul(lower: Lowering, node: gs.Node) -> Value:
+    """MatMul -> MatMulInteger."""
+    a, b = (lower.value(i) for i in node.inputs)
+    return _bilinear(lower, node, a, b, lambda p, q: _matmul(lower, node, p, q))
+
+
+def _matmul(lower: Lowering, node: gs.Node, a: Fixed, b: Fixed) -> Fixed:
+    """One product, or the int64 sum of products over pieces of the inner axis, each short enough for int32."""
+    g = lower.g
+    if a.tensor.dtype == np.uint8 and a.hi <= 127 and b.tensor.dtype == np.int8:
+        (left, zero_left), (right, zero_right) = (a.tensor, g.scalar(0, np.uint8)), (b.tensor, g.scalar(0, np.int8))
+    else:
+        (left, zero_left), (right, zero_right) = lower.unsigned(a), lower.unsigned(b)
+    inner = a.tensor.shape[1]
+    longest = (INT32_LIMIT - 1) // (a.bound * b.bound)
+    bound = inner * a.bound * b.bound
+
+    def piece(start: int, stop: int) -> Tensor:
+        p, q = left, right
+        if (start, stop) != (0, inner):
+            p = g.op("Slice", left, g.ints(start), g.ints(stop), g.ints(1), name="piece")
+            q = g.op("Slice", right, g.ints(start), g.ints(stop), g.ints(0), name="piece")
+        return g.op("MatMulInteger", p, q, zero_left, zero_right, name="product")
+
+    if inner <= longest:
+        return Fixed(piece(0, inner), a.exponent + b.exponent, -bound, bound)
+    count = -(-inner // longest)
+    size = -(-inner // count)
+    total: Tensor | None = None
+    for start in range(0, inner, size):
+        part = lower.cast(piece(start, min(start + size, inner)), np.int64)
+        total = part if total is None else g.op("Add", total, part, name="pieces")
+    return Fixed(total, a.exponent + b.exponent, -bound, bound)
+
+
+RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose, "MatMul": matmul}

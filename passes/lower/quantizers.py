@@ -1,0 +1,250 @@
+"""The quantize nodes: each float function becomes the integer function of the same name, told apart by what it rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.fixedpoint import Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for, mantissas
+from wageubn_onnx.graph import Tensor
+from wageubn_onnx.infer import TensorType
+from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
+from wageubn_onnx.quantizers import integer, tables
+
+WIDE_LIMIT = 2**integer.WIDE_LIMIT
+NARROW_LIMIT = 2**integer.SHIFT_LIMIT
+RATIO_LIMIT = 2**52
+
+
+def _attributes(node: gs.Node, **more: int) -> dict[str, Any]:
+    """The description of the float node, its mantissa bounds as integers for the body."""
+    keep = {k: node.attrs[k] for k in ("role", "bits", "rounding", "exponent", "lo", "hi") if k in node.attrs}
+    return keep | more
+
+
+def _bounds(node: gs.Node) -> tuple[int, int]:
+    return int(node.attrs["lo"]), int(node.attrs["hi"])
+
+
+def _emit(lower: Lowering, node: gs.Node, function: onnx.FunctionProto, inputs: list[Tensor], exponent: Exponent, shape: Any) -> Fixed:
+    """One call with one output, in the narrowest dtype of its bounds."""
+    lo, hi = _bounds(node)
+    dtype = dtype_for(lo, hi)
+    attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi)
+    lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
+    lower.g.functions.setdefault("RoundShiftWide", integer.ROUND_SHIFT_WIDE)
+    tensor = lower.g.call(function, inputs, [TensorType(dtype, shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)[0]
+    return Fixed(tensor, exponent, lo, hi)
+
+
+def direct(lower: Lowering, node: gs.Node) -> Value:
+    """DirectQuantize to a static grid."""
+    return _to_grid(lower, node, lower.value(node.inputs[0]), Exponent(int(node.attrs["exponent"])))
+
+
+def grid(lower: Lowering, node: gs.Node) -> Value:
+    """GridQuantize to a grid found at run time."""
+    step = lower.value(node.inputs[1])
+    if not isinstance(step, Step):
+        raise WageubnError(f"node {node.name!r}: its grid is not a step; this is a fault of a pass")
+    return _to_grid(lower, node, lower.value(node.inputs[0]), step.exponent)
+
+
+def _to_grid(lower: Lowering, node: gs.Node, value: Value, target: Exponent) -> Value:
+    if isinstance(value, Pixels):
+        return _image(lower, node, value, target)
+    if isinstance(value, Root):
+        return _root(lower, node, value, target)
+    if isinstance(value, Ratio):
+        return _ratio(lower, node, value, target)
+    if isinstance(value, Pair):
+        reduced = _pair(lower, node, value, target)
+        if reduced is not None:
+            return reduced
+    x = lower.fixed(value, node)
+    shift = target.distance(lower.g, x.exponent)
+    known = x.exponent.same_terms(target)
+    up = x.exponent.static - target.static if known else 0
+    if x.tensor.dtype != np.int64 and x.bound * 2 ** max(up, 0) < NARROW_LIMIT and known:
+        return _emit(lower, node, integer.DIRECT, [lower.cast(x.tensor, np.int32), shift], target, x.tensor.shape)
+    lower.checked(x.bound, WIDE_LIMIT, node)
+    return _emit(lower, node, integer.DIRECT_WIDE, [lower.cast(x.tensor, np.int64), shift], target, x.tensor.shape)
+
+
+def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixed | None:
+    """The accumulators of a flag pair, low bits dropped; None where the distance is not a static 1 to 6."""
+    source = value.low.exponent
+    if not source.same_terms(target) or not 1 <= target.static - source.static <= 6:
+        return None
+    drop = target.static - source.static
+    bound = value.high.bound * 2 ** (7 - drop) + (value.low.bound >> drop) + 1
+    lower.checked(max(value.low.bound, value.high.bound), NARROW_LIMIT, node)
+    lower.checked(bound, INT32_LIMIT, node)
+    g, shape = lower.g, value.high.tensor.shape
+    g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
+    attrs = _attributes(node, drop=drop)
+    inputs = [value.high.tensor, value.low.tensor]
+    tensor = g.call(integer.PAIR, inputs, [TensorType(np.dtype(np.int32), shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)[0]
+    return Fixed(tensor, target, -bound, bound)
+
+
+def _ratio(lower: Lowering, node: gs.Node, value: Ratio, target: Exponent) -> Fixed:
+    """round(numerator / denominator): in int32 where both fit after the shift, else in int64."""
+    g, top, bottom = lower.g, value.numerator, value.denominator
+    if not value.exponent.same_terms(target):
+        raise WageubnError(f"node {node.name!r}: a ratio on a run-time exponent needs a grid on the same; this is a fault of a pass")
+    shift = target.static - value.exponent.static
+    _, hi = _bounds(node)
+    up, down = 2 ** max(-shift, 0), 2 ** max(shift, 0)
+    narrow = top.bound * up < INT32_LIMIT and (4 * hi + 5) * bottom.hi * down < INT32_LIMIT
+    dtype = np.int32 if narrow and top.tensor.dtype != np.int64 else np.int64
+    if dtype == np.int64:
+        lower.checked(top.bound * up, RATIO_LIMIT, node)
+        lower.checked(bottom.hi * down, RATIO_LIMIT, node)
+
+    def scaled(x: Fixed, factor: int) -> Tensor:
+        tensor = lower.cast(x.tensor, dtype)
+        return g.op("Mul", tensor, g.scalar(factor, dtype), name="scaled") if factor != 1 else tensor
+
+    function = integer.DIRECT_RATIO if dtype == np.int32 else integer.DIRECT_RATIO_WIDE
+    return _emit(lower, node, function, [scaled(top, up), scaled(bottom, down)], target, node.outputs[0].shape)
+
+
+def _root(lower: Lowering, node: gs.Node, value: Root, target: Exponent) -> Fixed:
+    """round(sqrt(total/count + epsilon)): the radicand in quarters of the squared unit of sigma's grid."""
+    ratio, constant = value.radicand.ratio, value.radicand.constant
+    unit = 2 * target.static - 2
+    up = ratio.exponent.static - unit
+    numbers, exponent = mantissas(constant.values)
+    lower.checked(ratio.numerator.bound, RATIO_LIMIT, node)
+    lower.checked(ratio.denominator.hi * 2**up, RATIO_LIMIT, node)
+    g = lower.g
+    offset = g.constant((numbers * 2 ** (exponent - unit)).astype(np.int64), np.int64, name="epsilon")
+    inputs = [
+        lower.cast(ratio.numerator.tensor, np.int64), lower.cast(ratio.denominator.tensor, np.int64),
+        g.scalar(2**up, np.int64), offset,
+    ]  # fmt: skip
+    return _emit(lower, node, integer.DIRECT_ROOT, inputs, target, node.outputs[0].shape)
+
+
+def _image(lower: Lowering, node: gs.Node, value: Pixels, target: Exponent) -> Fixed:
+    """(pixel*scale - mean)/std as (pixel*factor + offset) / 2^shift, 12 bits finer than the grid."""
+    config, g = lower.config, lower.g
+    channels = value.tensor.shape[1]
+    mean, std = (np.broadcast_to(np.asarray(v, np.float64), channels) for v in (config.mean, config.std))
+    finer = 12
+    unit = 2.0 ** (target.static - finer)
+    factor, offset = np.round(config.scale / std / unit), np.round(-mean / std / unit)
+    lower.checked(int(max(abs(255 * factor + offset).max(), abs(offset).max(), abs(255 * factor).max())), NARROW_LIMIT, node)
+    operands = [g.constant(v.reshape(1, -1, 1, 1), np.int32, name=n) for v, n in ((factor, "factor"), (offset, "offset"))]
+    return _emit(lower, node, integer.DIRECT_IMAGE, [value.tensor, *operands, g.scalar(finer, np.int32)], target, value.tensor.shape)
+
+
+def shift(lower: Lowering, node: gs.Node) -> list[Value]:
+    """ShiftQuantize: the exponent comes with the mantissas."""
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    lower.checked(x.bound, NARROW_LIMIT, node)
+    lo, hi = _bounds(node)
+    dtype = dtype_for(lo, hi)
+    g = lower.g
+    _share(lower)
+    attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 1)
+    types = [TensorType(dtype, x.tensor.shape), TensorType(np.dtype(np.int32), [])]
+    tensor, moved = g.call(integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)
+    exponent = _exponent(lower, x.exponent, moved)
+    return [Fixed(tensor, exponent, lo, hi), Step(exponent)]
+
+
+def flag(lower: Lowering, node: gs.Node) -> list[Value]:
+    """FlagQuantize: two int8 tensors; the step is the low part's."""
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    lower.checked(x.bound, NARROW_LIMIT, node)
+    _share(lower)
+    shape, int8 = x.tensor.shape, np.dtype(np.int8)
+    types = [TensorType(int8, shape), TensorType(int8, shape), TensorType(np.dtype(np.int32), [])]
+    wide = lower.cast(x.tensor, np.int32)
+    high, low, moved = lower.g.call(integer.FLAG, [wide], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node))
+    exponent = _exponent(lower, x.exponent, moved)
+    return [Pair(Fixed(high, exponent + 7, -127, 127), Fixed(low, exponent, -127, 127)), Step(exponent)]
+
+
+def align(lower: Lowering, node: gs.Node) -> list[Value]:
+    """AlignQuantize: two int16 tensors on one exponent."""
+    a, b = (lower.fixed(lower.value(i), node) for i in node.inputs)
+    for x in (a, b):
+        lower.checked(x.bound, NARROW_LIMIT, node)
+    _share(lower)
+    g, int16 = lower.g, np.dtype(np.int16)
+    lo, hi = _bounds(node)
+    attrs = _attributes(node, least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 2)
+    types = [TensorType(int16, a.tensor.shape), TensorType(int16, b.tensor.shape), TensorType(np.dtype(np.int32), [])]
+    inputs = [lower.cast(a.tensor, np.int32), a.exponent.tensor(g), lower.cast(b.tensor, np.int32), b.exponent.tensor(g)]
+    qa, qb, common = g.call(integer.ALIGN, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)
+    exponent = Exponent(0, (common,))
+    return [Fixed(qa, exponent, lo, hi), Fixed(qb, exponent, lo, hi), Step(exponent)]
+
+
+def _exponent(lower: Lowering, source: Exponent, moved: Tensor) -> Exponent:
+    """The exponent after a run-time shift, as one scalar: long sums of terms would grow with depth."""
+    return Exponent(0, ((source + Exponent(0, (moved,))).tensor(lower.g),))
+
+
+def _share(lower: Lowering) -> None:
+    lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
+    lower.g.functions.setdefault("PowerOfTwoRange", integer.RANGE)
+
+
+def constant(lower: Lowering, node: gs.Node) -> Value:
+    """ConstantQuantize: 8 bits on the grid of gradients, whatever the gradient's own exponent was."""
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    lower.checked(x.bound, RATIO_LIMIT, node)
+    dr, random = (lower.value(i) for i in node.inputs[1:])
+    if not isinstance(dr, Raw) or not isinstance(random, Raw):
+        raise WageubnError(f"node {node.name!r}: gradient range and random bits must be integers; this is a fault of a pass")
+    inputs = [lower.cast(x.tensor, np.int64), dr.tensor, random.tensor]
+    types = [TensorType(np.dtype(np.int8), x.tensor.shape)]
+    tensor = lower.g.call(integer.CONSTANT, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node))[0]
+    return Fixed(tensor, Exponent(int(node.attrs["exponent"])), -127, 127)
+
+
+def exponential(lower: Lowering, node: gs.Node) -> Value:
+    """2^t from the table: 0..2^15 in units of 2^-15."""
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    types = [TensorType(np.dtype(np.int32), x.tensor.shape)]
+    tensor = lower.g.call(integer.EXPONENTIAL, [lower.cast(x.tensor, np.int32)], types, "exp2", "S.exp", {})[0]
+    return Fixed(tensor, Exponent(-tables.EXP_BITS), 0, 2**tables.EXP_BITS)
+
+
+def logarithm(lower: Lowering, node: gs.Node) -> Value:
+    """log2 of a sum that holds at least one 1.0, so that its mantissa is at least 2^15."""
+    x = lower.fixed(lower.value(node.inputs[0]), node)
+    lower.checked(x.bound, 2**30, node)
+    types = [TensorType(np.dtype(np.int32), x.tensor.shape)]
+    tensor = lower.g.call(integer.LOGARITHM, [lower.cast(x.tensor, np.int32)], types, "log2", "S.log", {})[0]
+    return Fixed(tensor, Exponent(-tables.LOG_FRACTION), 0, 16 * 2**tables.LOG_FRACTION)
+
+
+def random_bits(lower: Lowering, node: gs.Node) -> Value:
+    """The hash is integer already."""
+    g, functions = lower.g, lower.source.functions
+    g.functions.setdefault("HashMix", functions["HashMix"])
+    inputs = [v.tensor for v in (lower.value(i) for i in node.inputs) if isinstance(v, Raw)]
+    types = [TensorType(np.dtype(np.int32), node.outputs[0].shape)]
+    return Raw(g.call(functions["RandomBits"], inputs, types, "random", "", dict(node.attrs))[0])
+
+
+RULES: dict[str, Rule] = {
+    "DirectQuantize": direct,
+    "GridQuantize": grid,
+    "ShiftQuantize": shift,
+    "FlagQuantize": flag,
+    "AlignQuantize": align,
+    "ConstantQuantize": constant,
+    "ExponentialTable": exponential,
+    "LogarithmTable": logarithm,
+    "RandomBits": random_bits,
+}

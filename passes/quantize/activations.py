@@ -1,0 +1,35 @@
+"""Q_A: 8 bits after a ReLU (0..127) or an average; Q_S: 16 bits on a residual sum that no ReLU follows."""
+
+from __future__ import annotations
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.quantize.place import insert, is_quantized, source, static_exponent
+from wageubn_onnx.quantizers import floating
+
+
+def quantize_activations(g: Model, config: Config) -> None:
+    """Insert after every tensor of role A, after sums that stay a stream, and before products still unquantized.
+
+    The backward of Q_A is the identity, also where it saturates; the ReLU mask is taken before it.
+    """
+    bits = config.profile.activation_bits
+    for tensor in g.by_role("A"):
+        least = 0 if source(tensor).op == "Relu" else None
+        insert(g, tensor, lambda x, lo=least: floating.direct(g, x, "A", bits, static_exponent(g, x, bits), lo=lo))
+    for tensor in g.by_role("sum"):
+        if any(user.op not in ("Relu", "Greater") for user in tensor.outputs):
+            width = config.profile.stream_bits
+            insert(g, tensor, lambda x: floating.direct(g, x, "S", width, static_exponent(g, x, width)))
+    for tensor in g.by_role("Y", "sum", "S"):
+        products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
+        if products and not _is_narrow(tensor, bits):
+            insert(g, tensor, lambda x: floating.direct(g, x, "A", bits, static_exponent(g, x, bits)))
+
+
+def _is_narrow(tensor: Tensor, bits: int) -> bool:
+    return is_quantized(tensor) and source(tensor).attrs.get("bits", 0) <= bits
+
+
+PASS = Pass("quantize-activations", "Q_A on every activation, Q_S on every residual stream", quantize_activations, ("A", "S"))

@@ -1,0 +1,84 @@
+"""BN: Q_mu, Q_sigma, Q_BN, Q_gamma and Q_beta forward; the coefficients of its backward; its running statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.quantize.place import fill, insert, parameter, quantizer_of, source
+from wageubn_onnx.quantizers import floating
+from wageubn_onnx.ranges import exponent_for
+
+LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
+VARIANCE_BITS = 37  # of a stored running variance: a deviation of half of what Q_C holds
+
+
+def quantize_batch_norm(g: Model, config: Config) -> None:
+    """Everything of BN but the grids that depend on the error, which `quantize-bn-backward` adds."""
+    _parameters(g, config)
+    for sigma in g.by_role("BN.sigma"):
+        _statistics(g, config, sigma)
+    for xh in g.by_role("BN.x"):
+        bits, fraction = config.profile.normalized_bits, config.profile.normalized_fraction
+        insert(g, xh, lambda x: floating.direct(g, x, "BN.x", bits, -fraction))
+    _running_statistics(g, config)
+
+
+def _parameters(g: Model, config: Config) -> None:
+    """gamma and beta: 8 bits over twice their initial range; stored with 23 fractional bits."""
+    profile = config.profile
+    for kind, bits in (("gamma", profile.gamma_bits), ("beta", profile.beta_bits)):
+        for slot in g.by_role(kind):
+            state = parameter(g, slot)
+            exponent = exponent_for(2.0 * max(float(abs(state.value).max()), LEAST_REACH), bits)
+            limit = floating.signed(bits) * 2 ** (exponent + profile.update_fraction)
+            state.info |= {"exponent": -profile.update_fraction, "limit": int(limit)}
+            fill(g, slot, lambda x, k=kind, b=bits, e=exponent: floating.direct(g, x, k, b, e))
+
+
+def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
+    """mu on the grid of BN's input, sigma on one 2^3 finer, epsilon on the grid of the variance under the root."""
+    profile = config.profile
+    layer = g.tag(sigma).layer
+    (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
+    centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
+    quantizer = quantizer_of(centering.inputs[0])
+    exponent = int(quantizer.attrs["exponent"]) - max(profile.mean_bits - int(quantizer.attrs["bits"]), 0)
+    insert(g, mu, lambda x: floating.direct(g, x, "BN.mu", profile.mean_bits, exponent))
+    fine = exponent - profile.sigma_extra_fraction
+    insert(g, sigma, lambda x: floating.direct(g, x, "BN.sigma", profile.sigma_bits, fine, lo=1))
+    epsilon = source(source(sigma).inputs[0]).inputs[1]
+    unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that
+    greatest = 2.0**2 * (floating.signed(profile.sigma_bits) + 1.0) ** 2  # beyond, sigma saturates in any case
+    epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
+
+
+def _running_statistics(g: Model, config: Config) -> None:
+    """Stored with 8 more fractional bits than the batch's mean, and twice as many for the variance's square."""
+    extra = config.profile.statistics_extra_fraction
+    for mu in g.by_role("BN.mu"):
+        quantized = source(mu)
+        if quantized.domain is None:
+            continue
+        layer, exponent = g.tag(mu).layer, int(quantized.attrs["exponent"])
+        for kind, grid, bits in (
+            ("running_mean", exponent - extra, config.profile.mean_bits + extra),
+            ("running_var", 2 * exponent - extra, VARIANCE_BITS),
+        ):
+            (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
+            least = 0 if kind == "running_var" else None
+            state.info |= {"exponent": grid, "limit": floating.signed(bits), "least": 0 if least == 0 else -floating.signed(bits)}
+            for role in (f"BN.{kind}.batch", f"BN.{kind}"):
+                for tensor in g.by_role(role):
+                    if g.tag(tensor).layer == layer and source(tensor).domain is None:
+                        insert(g, tensor, lambda x, r=role, b=bits, e=grid, lo=least: floating.direct(g, x, r, b, e, lo=lo))
+
+
+PASS = Pass(
+    "quantize-batchnorm",
+    "Q_mu, Q_sigma, Q_BN, Q_gamma, Q_beta, and the stored running statistics",
+    quantize_batch_norm,
+    ("BN.mu", "BN.sigma", "BN.x", "gamma", "beta", "BN.running_mean", "BN.running_var"),
+)

@@ -1,0 +1,33 @@
+"""Q_C: a product's accumulator becomes 16 bits before BN squares it; Q_Z is the same on the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.quantize.place import insert, moments
+from wageubn_onnx.quantizers import floating
+from wageubn_onnx.ranges import exponent_for
+
+
+def quantize_convolutions(g: Model, config: Config) -> None:
+    """Insert after every tensor of role C. The exponent is static: in `int_eval` an image's result is its own."""
+    for tensor in g.by_role("C"):
+        is_logits = tensor is g.named["logits"]
+        bits = config.profile.logit_bits if is_logits else config.profile.convolution_bits
+        exponent = exponent_for(_reach(g, tensor) * (4.0 if is_logits else 1.0), bits)
+        role = "Z" if is_logits else "C"
+        insert(g, tensor, lambda x, r=role, b=bits, e=exponent: floating.direct(g, x, r, b, e))
+
+
+def _reach(g: Model, tensor: Tensor) -> float:
+    """The greatest magnitude expected, in the weights' scale after `rescale`."""
+    layer = g.tag(tensor).layer
+    (scale,) = (s.info["scale_log2"] for s in g.states.values() if s.layer == layer and s.kind == "W")
+    reach = moments(g, tensor).reach
+    return float((np.ldexp(reach, scale) if isinstance(scale, list) else reach).max())
+
+
+PASS = Pass("quantize-convolutions", "Q_C on every product's output, Q_Z on the logits", quantize_convolutions, ("C", "Z"))

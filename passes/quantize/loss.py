@@ -1,0 +1,36 @@
+"""Softmax, cross-entropy and its error on grids: 2^x and log2 from tables, probabilities in 2^-15."""
+
+from __future__ import annotations
+
+import math
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.quantize.place import insert, source
+from wageubn_onnx.quantizers import floating, tables
+
+LOSS_EXPONENT, LOSS_BITS = -16, 31
+DEEPEST = 17  # 2^-17 is 0 on the grid of the probabilities
+
+
+def quantize_loss(g: Model, config: Config) -> None:
+    """exp(t) = 2^Q(t*log2 e), log(s) = ln 2 * log2 s, p = Q(exp/total, 16), loss on 2^-16."""
+    for exponential in g.by_role("S.exp"):
+        with g.context(layer="loss"):
+            binary = g.op("Mul", source(exponential).inputs[0], g.constant(math.log2(math.e), name="log2e"), name="binary")
+            low = -DEEPEST * 2**tables.EXP_INDEX
+            quantized = floating.direct(g, binary, "S.t", 14, -tables.EXP_INDEX, lo=low, hi=0)
+            g.replace_uses(exponential, floating.exponential(g, quantized))
+    for total in g.by_role("S.total"):  # never below 1, since the greatest logit adds 2^0; said so that it can be proven
+        insert(g, total, lambda x: g.op("Max", x, g.scalar(1.0), name="at_least_1"))
+    for logarithm in g.by_role("S.log"):
+        with g.context(layer="loss"):
+            binary = floating.logarithm(g, source(logarithm).inputs[0])
+            g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
+    for probability in g.by_role("S.p"):
+        insert(g, probability, lambda x: floating.direct(g, x, "S.p", tables.EXP_BITS + 1, -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS))
+    insert(g, g.named["loss"], lambda x: floating.direct(g, x, "loss", LOSS_BITS, LOSS_EXPONENT))
+
+
+PASS = Pass("quantize-loss", "softmax and cross-entropy on grids", quantize_loss, ("S.t", "S.p", "loss"))

@@ -1,0 +1,89 @@
+"""How a quantizer is put where it belongs: what every pass of this folder is written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import DOMAIN, Model, State, Tensor
+from wageubn_onnx.ranges import Moments, exponent_for
+
+# Operators that keep a tensor's grid: what comes out lies on the grid of their first operand (of Where: of its second)
+ON_THE_SAME_GRID = ("Identity", "Reshape", "Transpose", "Flatten", "MaxPool", "Where", "Expand", "Slice", "Concat", "Pad", "Unsqueeze", "Relu")
+
+
+def source(tensor: Tensor) -> gs.Node:
+    """The node that makes ``tensor``."""
+    node: gs.Node = tensor.inputs[0]
+    return node
+
+
+def fill(g: Model, slot: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Put a quantizer in the place that an Identity kept for it."""
+    with g.context(layer=g.tag(slot).layer):
+        quantized = quantizer(source(slot).inputs[0])
+    g.replace_uses(slot, quantized)
+    return quantized
+
+
+def insert(g: Model, tensor: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Put a quantizer between ``tensor`` and everything that reads it."""
+    with g.context(layer=g.tag(tensor).layer):
+        quantized = quantizer(tensor)
+    g.replace_uses(tensor, quantized)
+    return quantized
+
+
+def quantizer_of(tensor: Tensor) -> gs.Node:
+    """The quantize node on whose grid ``tensor`` lies; raises WageubnError where there is none."""
+    node = source(tensor) if tensor.inputs else None
+    while node is not None and node.domain != DOMAIN:
+        if node.op not in ON_THE_SAME_GRID:
+            node = None
+            break
+        operand = node.inputs[1 if node.op == "Where" else 0]
+        node = source(operand) if operand.inputs else None
+    if node is None:
+        raise WageubnError(f"tensor {tensor.name!r} reaches a product or a BN without a quantizer; this is a fault of a pass")
+    return node
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Whether `quantizer_of` finds one."""
+    try:
+        quantizer_of(tensor)
+    except WageubnError:
+        return False
+    return True
+
+
+def step_of(tensor: Tensor) -> Tensor:
+    """The run-time step of the dynamic quantizer on whose grid ``tensor`` lies."""
+    node = quantizer_of(tensor)
+    step: Tensor = node.outputs[-1]
+    return step
+
+
+def moments(g: Model, tensor: Tensor) -> Moments:
+    """The expected moments of a forward tensor, by its layer."""
+    found: Moments = g.notes["ranges"][g.tag(tensor).layer]
+    return found
+
+
+def static_exponent(g: Model, tensor: Tensor, bits: int) -> int:
+    """The exponent of a forward tensor's format, from its expected range."""
+    return exponent_for(float(moments(g, tensor).reach.max()), bits)
+
+
+def parameter(g: Model, slot: Tensor) -> State:
+    """The state that a parameter's slot reads."""
+    return g.states[source(slot).inputs[0].name]
+
+
+def state_of(g: Model, tensor: Tensor, kind: str) -> State:
+    """The parameter of that kind that belongs to the layer of ``tensor``."""
+    layer = g.tag(tensor).layer
+    (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
+    return state

@@ -1,0 +1,1 @@
+"""`forward` to `fp_training`: loss, backward, momentum SGD, in plain ONNX operators."""

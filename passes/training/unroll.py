@@ -1,0 +1,40 @@
+"""The starting points of both halves: `forward` replayed by the rules, with a fixed batch to train or any batch to evaluate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wageubn_onnx.autodiff.reverse import replay
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model, Tensor
+
+
+def training_form(forward: Model, config: Config) -> Model:
+    """`forward` with batch statistics and ``config.batch`` images; the tape waits in ``notes`` for the backward pass."""
+    return _replayed(forward, "fp_training", config.batch)
+
+
+def evaluation_form(forward: Model, config: Config) -> Model:
+    """`forward` with running statistics, for any batch: what `int_eval` is lowered from."""
+    return _replayed(forward, "fp_eval", "N")
+
+
+def _replayed(forward: Model, stage: str, batch: int | str) -> Model:
+    model = Model.empty(stage, forward.graph.name)
+    shape = forward.named["images"].shape
+    images = model.named["images"] = model.input("images", np.float32, [batch, *shape[1:]])
+    with model.context(made_by="unroll"):
+        with model.context(layer="input"):
+            bound: dict[str, Tensor] = {"images": model.slot(images, "I")}
+        for key, state in forward.states.items():
+            tensor = model.state(key, state.kind, state.layer, state.value).tensor
+            with model.context(layer=state.layer):
+                slotted = state.kind in ("W", "gamma", "beta", "bias")
+                bound[key] = model.slot(tensor, state.kind) if slotted else tensor
+        tape = replay(forward, model, bound, training=stage == "fp_training")
+    model.named["logits"] = bound[forward.named["logits"].name]
+    model.notes["classes"] = forward.notes["classes"]
+    if stage == "fp_training":
+        model.notes["tape"] = tape
+        model.notes["slots"] = {key: bound[key] for key in forward.states}
+    return model

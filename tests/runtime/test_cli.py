@@ -1,0 +1,255 @@
+"""The command line: help, JSON, and exit codes 0, 1 and 2, each refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from wageubn_onnx.cli import cli
+from wageubn_onnx.errors import WageubnError
+
+COMMANDS = [["convert"], ["audit"], ["train"], ["eval"], ["passes"], ["bench", "step"]]
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def refused(message: str, *args: str | Path) -> None:
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: wageubn-onnx {' '.join(command)}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_offered(command: list[str]) -> None:
+    assert "--json" in run(*command, "--help").output
+
+
+def test_train_help_leads_to_a_good_rate() -> None:
+    text = " ".join(run("train", "--help").output.split())
+    assert "default: 0.01, or 0.003 with --float" in text
+    assert "from scratch at 0.1 to 0.2" in text
+
+
+def test_train_then_eval(folder: Path, data_file: Path) -> None:
+    result = run("train", folder, "--data", data_file, "--epochs", "2", "--gradient-range", "128,8", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["finished"]
+    assert answer["steps"] == 6
+    assert answer["checkpoint"] == str(folder / "run" / "checkpoint.safetensors")
+    assert "drops 2 of 14 training images" in " ".join(result.stderr.split())
+    tested = run("eval", folder, "--data", data_file, "--state", answer["checkpoint"], "--json")
+    assert tested.exit_code == 0
+    assert json.loads(tested.stdout)["accuracy"] == answer["test_accuracy"]
+    assert json.loads(tested.stdout)["images"] == 6
+    text = run("eval", folder, "--data", data_file)
+    assert text.exit_code == 0
+    assert text.stdout.startswith("accuracy ")
+
+
+def test_train_in_float(folder: Path, data_file: Path, tmp_path: Path) -> None:
+    result = run("train", folder, "--data", data_file, "--epochs", "1", "--float", "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    assert "3 steps, 1 epochs, test accuracy" in " ".join(result.stdout.split())
+    metrics = [json.loads(line) for line in (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["lr"] == pytest.approx(0.003)
+    state = tmp_path / "f" / "checkpoint.safetensors"
+    assert run("eval", folder, "--data", data_file, "--float", "--state", state).exit_code == 0
+    refused("linear.weight is float32, expected int32", "eval", folder, "--data", data_file, "--state", state)
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from wageubn_onnx.runtime.session import TrainingSession
+
+    inner = TrainingSession.step
+
+    def step(session: TrainingSession, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return inner(session, *args)
+
+    args = ("train", folder, "--data", data_file, "--epochs", "1", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingSession, "step", step)
+        result = run(*args)
+    assert result.exit_code == 130
+    assert not json.loads(result.stdout)["finished"]
+    assert "--resume" in result.stderr
+    assert json.loads(run(*args, "--resume").stdout)["finished"]
+
+
+def test_bad_input_is_one_line_and_writes_nothing(folder: Path, data_file: Path, tmp_path: Path) -> None:
+    junk = tmp_path / "junk.npz"
+    junk.write_bytes(b"PK junk")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    before = files(tmp_path)
+    training = ("train", folder, "--epochs", "1")
+    refused("no such folder", "train", tmp_path / "absent", "--data", data_file, "--epochs", "1")
+    refused("no such data", *training, "--data", tmp_path / "absent.npz")
+    refused("junk.npz: not a readable .npz", *training, "--data", junk)
+    refused("Missing option '--data'", *training)
+    refused("Missing option '--epochs'", "train", folder, "--data", data_file)
+    refused("'fast' is not a valid float", *training, "--data", data_file, "--lr", "fast")
+    refused("rounds to 0", *training, "--data", data_file, "--lr", "0.0001")
+    refused("gradient range 5", *training, "--data", data_file, "--gradient-range", "5")
+    refused(
+        "'128;8' is not a comma-separated list of whole", *training, "--data", data_file, "--gradient-range", "128;8"
+    )
+    refused("no meaning with --float", *training, "--data", data_file, "--float", "--gradient-range", "8")
+    refused("no such checkpoint", *training, "--data", data_file, "--resume")
+    refused(
+        "junk.safetensors: not a readable",
+        "eval",
+        folder,
+        "--data",
+        data_file,
+        "--state",
+        tmp_path / "junk.safetensors",
+    )
+    refused("No such command 'trian'", "trian", folder)
+    refused("No such option", "eval", folder, "--fastest")
+    refused("no such folder", "bench", "step", tmp_path / "absent")
+    assert files(tmp_path) == before
+
+
+def test_no_arguments_show_the_help() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "Commands:" in result.output
+
+
+# ---- commands over parts of the package that other tests cover: here, only the seam ----
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that puts a module with the given attributes in place."""
+
+    def place(name: str, **attributes: Any) -> None:
+        module = ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return place
+
+
+def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file: Path, tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def convert(model: Path, config: Any, out: Path) -> Any:
+        calls.append((model, config, out))
+        return SimpleNamespace(summary=lambda: [("forward", 3, 0, 1234), ("int_training", 30, 9, 5678)])
+
+    pretend("wageubn_onnx.pipeline", convert=convert)
+    options = ["--batch", "8", "--mean", ".1,.2,.3", "--std", "1,2,3", "--scale", "1", "--momentum", "0.8"]
+    options += ["--calibrate", str(data_file), "--calibrate-images", "5", "--expose-gradients", "--weight-decay", "0"]
+    result = run("convert", "m.onnx", "-o", tmp_path / "o", *options, "--json")
+    assert result.exit_code == 0, result.output
+    ((model, config, out),) = calls
+    assert (model, out) == (Path("m.onnx"), tmp_path / "o")
+    assert (config.batch, config.mean, config.std, config.scale) == (8, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 1.0)
+    assert (config.momentum, config.weight_decay, config.expose_gradients) == (0.8, 0.0, True)
+    assert config.calibrate.shape == (5, 1, 2, 2)
+    assert config.profile.name == "full8"
+    assert json.loads(result.stdout)["stages"][1] == {
+        "stage": "int_training", "nodes": 30, "quantizers": 9, "bytes": 5678,
+    }  # fmt: skip
+    text = run("convert", "m.onnx", "-o", tmp_path / "o")
+    assert text.exit_code == 0
+    assert "int_training" in text.stdout
+    assert calls[1][1].mean == (0.0,)
+    refused("batch 0", "convert", "m.onnx", "-o", tmp_path / "o", "--batch", "0")
+    refused("'a,b' is not a comma-separated list of numbers", "convert", "m.onnx", "-o", "o", "--mean", "a,b")
+
+
+def test_errors_of_convert_are_one_line(pretend: Callable[..., None], tmp_path: Path) -> None:
+    import onnx
+
+    (tmp_path / "junk.onnx").write_bytes(b"junkjunk")
+
+    def convert(model: Path, config: Any, out: Path) -> Any:
+        onnx.load(model)
+
+    pretend("wageubn_onnx.pipeline", convert=convert)
+    refused("junk.onnx: not an ONNX model", "convert", tmp_path / "junk.onnx", "-o", tmp_path / "o")
+    refused("absent.onnx: No such file", "convert", tmp_path / "absent.onnx", "-o", tmp_path / "o")
+
+    def refuse(model: Path, config: Any, out: Path) -> Any:
+        raise WageubnError("node conv1: Conv is 3-D;\nonly 2-D")
+
+    pretend("wageubn_onnx.pipeline", convert=refuse)
+    refused("error: node conv1: Conv is 3-D; only 2-D", "convert", "m.onnx", "-o", tmp_path / "o")
+
+
+def test_audit_exits_with_one_where_something_is_found(pretend: Callable[..., None], folder: Path) -> None:
+    def audit(path: Path) -> Any:
+        bad = path.name == "int_eval.onnx"
+        findings = [SimpleNamespace(kind="dtype", where="node a", message="float32 on a data path")] if bad else []
+        return SimpleNamespace(ok=not bad, findings=findings, coverage={"nodes": 7})
+
+    pretend("wageubn_onnx.proofs.audit", audit=audit)
+    passed = run("audit", folder / "int_training.onnx")
+    assert passed.exit_code == 0
+    assert "integers only" in passed.stdout
+    failed = run("audit", folder)
+    assert failed.exit_code == 1
+    assert "dtype: node a: float32 on a data path" in failed.stdout
+    answer = json.loads(run("audit", folder, "--json").stdout)
+    assert not answer["ok"]
+    assert [model["ok"] for model in answer["models"]] == [True, False]
+    assert answer["models"][1]["findings"][0]["where"] == "node a"
+    assert answer["models"][0]["coverage"] == {"nodes": 7}
+
+
+def test_passes_lists_the_pipeline(pretend: Callable[..., None]) -> None:
+    step = SimpleNamespace(name="loss", module="wageubn_onnx.passes.training.loss", summary="append the loss")
+    stage = SimpleNamespace(name="fp_training", summary="a float step", passes=[step])
+    pretend("wageubn_onnx.pipeline", STAGES=[stage])
+    text = run("passes")
+    assert text.exit_code == 0
+    assert "append the loss" in text.stdout
+    assert json.loads(run("passes", "--json").stdout) == [
+        {"stage": "fp_training", "summary": "a float step", "passes": [vars(step)]}
+    ]
+
+
+def test_bench_compares_the_steps(folder: Path) -> None:
+    result = run("bench", "step", folder, "--rounds", "3", "--steps", "2", "--no-torch", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["batch"] == 4
+    assert [ratio["against"] for ratio in answer["ratios"]] == ["FP32, onnxruntime"]
+    ratio = answer["ratios"][0]
+    assert 0 < ratio["least"] <= ratio["median"] <= ratio["greatest"]
+    assert [len(contender["seconds"]) for contender in answer["contenders"]] == [3, 3]
+    assert [contender["state_bytes"] for contender in answer["contenders"]] == [52, 48]
+    assert all(contender["peak_bytes"] > 2**20 for contender in answer["contenders"])
+
+
+def test_a_failing_contender_is_named(folder: Path) -> None:
+    (folder / "int_training.onnx").write_bytes(b"junk")
+    refused("benchmark of integer, onnxruntime: ", "bench", "step", folder, "--no-torch")

@@ -1,0 +1,256 @@
+"""The gradient rules, one function an operator, all in the table at the end.
+
+A rule emits its operator's training form and returns the result with its pullback: given dL/dy, the pullback emits dL/dx for each
+operand, in order. To add an operator, copy the rule beside it, add it to `RULES`, and add a case to tests/autodiff: a rule without
+a finite-difference case fails the suite.
+
+What the quantize passes look for is said here, as a ``role`` on the node that makes it; see docs/numerics.md for the roles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from wageubn_onnx.geometry import Window, scatter_taps, tap_slices
+from wageubn_onnx.graph import Model, Tensor
+
+Pullback = Callable[[Tensor], list[Tensor | None]]
+Rule = Callable[[Model, dict[str, Any], list[Tensor]], tuple[Tensor, Pullback]]
+
+
+def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """y[n,o] = sum_i x[n,i] * w[o,i] + b[o] (ONNX Conv, group 1)."""
+    x, w, *bias = operands
+    window = Window.of(attrs)
+    product = g.op("Conv", x, w, name="conv", role="C" if not bias else "", **attrs)
+    y = _add_bias(g, product, bias, "C")
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E2")
+        full = [(product.shape[2 + a] - 1) * window.strides[a] + window.dilations[a] * (window.kernel[a] - 1) + 1 for a in range(2)]
+        extra = [x.shape[2 + a] + window.before[a] + window.after[a] - full[a] for a in range(2)]
+        dx = g.op(
+            "ConvTranspose", dy, w, name="dx", role="E.acc", group=1, kernel_shape=list(window.kernel), output_padding=extra,
+            **{k: attrs[k] for k in ("strides", "pads", "dilations")},
+        )  # fmt: skip
+        return [dx, _conv_weight_gradient(g, x, w, dy, window), *(_bias_gradient(g, dy) for _ in bias)]
+
+    return y, pullback
+
+
+def _conv_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Window) -> Tensor:
+    """dw[o,i,kh,kw] = sum over windows of x at that tap times dy: one product over gathered columns."""
+    o, i, kh, kw = w.shape
+    n, _, oh, ow = dy.shape
+    by_channel = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])  # [I, N, H, W]
+    taps = tap_slices(g, by_channel, window, (oh, ow))
+    columns = g.op("Concat", *taps, name="columns", axis=0) if len(taps) > 1 else taps[0]
+    columns = g.op("Reshape", columns, g.ints(kh * kw * i, n * oh * ow), name="columns")
+    errors = g.op("Transpose", dy, name="dy_t", perm=[0, 2, 3, 1])
+    errors = g.op("Reshape", errors, g.ints(n * oh * ow, o), name="dy_t")
+    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [KH*KW*I, O]
+    dw = g.op("Reshape", dw, g.ints(kh, kw, i, o), name="dw_columns")
+    return g.op("Transpose", dw, name="dw", perm=[3, 2, 0, 1])
+
+
+def gemm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """y = x w^T + b (ONNX Gemm, transB = 1)."""
+    x, w, *bias = operands
+    product = g.op("MatMul", x, g.op("Transpose", w, name="w_t", perm=[1, 0]), name="gemm", role="C" if not bias else "")
+    y = _add_bias(g, product, bias, "C")
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E2")
+        dx = g.op("MatMul", dy, w, name="dx", role="E.acc")
+        x_t = g.op("Transpose", x, name="x_t", perm=[1, 0])
+        dw_t = g.op("MatMul", x_t, dy, name="dw_t")
+        dw = g.op("Transpose", dw_t, name="dw", perm=[1, 0])
+        return [dx, dw, *(_bias_gradient(g, dy) for _ in bias)]
+
+    return y, pullback
+
+
+def _add_bias(g: Model, product: Tensor, bias: list[Tensor], role: str) -> Tensor:
+    if not bias:
+        return product
+    shape = [1, -1] + [1] * (len(product.shape) - 2)
+    return g.op("Add", product, g.op("Reshape", bias[0], g.ints(*shape), name="bias"), name="biased", role=role)
+
+
+def _bias_gradient(g: Model, dy: Tensor) -> Tensor:
+    axes = [a for a in range(len(dy.shape)) if a != 1]
+    return g.op("ReduceSum", dy, g.ints(*axes), name="dbias", keepdims=0)
+
+
+CHANNEL = (1, -1, 1, 1)  # a per-channel vector beside [N, C, H, W]
+
+
+def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """y = gamma * (x - mu) / sigma + beta, sigma = sqrt(var + eps), biased variance (ONNX BatchNormalization, training).
+
+    dx = gamma/sigma * (e - mean(e) - xh*mean(e*xh)), written as e*A - xh*K - B with per-channel A, K, B: the form in which an
+    integer kernel can afford it. The running statistics advance here too: r + (batch - r) * (1 - momentum).
+    """
+    x, gamma, beta, running_mean, running_var = operands
+    axes, count = g.ints(0, 2, 3), math.prod((x.shape[0], *x.shape[2:]))
+    n = g.scalar(float(count))
+    mu = g.op("Div", g.op("ReduceSum", x, axes, name="sum"), n, name="mu", role="BN.mu")
+    centered = g.op("Sub", x, mu, name="centered")
+    square = g.op("Mul", centered, centered, name="square")
+    var = g.op("Div", g.op("ReduceSum", square, axes, name="square_sum"), n, name="var")
+    xh, gamma_c, sigma = _normalize(g, centered, var, gamma, attrs)
+    y = _affine(g, xh, gamma_c, beta)
+    for state, batch, role in ((running_mean, mu, "BN.running_mean"), (running_var, var, "BN.running_var")):
+        _advance(g, state, batch, 1.0 - attrs["momentum"], role)
+
+    def pullback(e: Tensor) -> list[Tensor | None]:
+        dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
+        dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
+        a = g.op("Div", gamma_c, sigma, name="A", role="BN.A")
+        k = g.op("Mul", a, g.op("Div", dgamma, n, name="mean_e_xh"), name="K", role="BN.K")
+        b = g.op("Mul", a, g.op("Div", dbeta, n, name="mean_e"), name="B", role="BN.B")
+        slope = g.op("Sub", g.op("Mul", e, a, name="e_A", role="BN.e_A"), g.op("Mul", xh, k, name="xh_K"), name="slope")
+        dx = g.op("Sub", slope, b, name="dx")
+        flat = g.ints(-1)
+        return [
+            dx,
+            g.op("Reshape", dgamma, flat, name="dgamma"),
+            g.op("Reshape", dbeta, flat, name="dbeta"),
+            None,
+            None,
+        ]
+
+    return y, pullback
+
+
+def batch_norm_inference(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> Tensor:
+    """The same affine function with the running statistics: an image's result does not depend on its batch."""
+    x, gamma, beta, running_mean, running_var = operands
+    channel = g.ints(*CHANNEL)
+    mu = g.op("Reshape", running_mean, channel, name="mu", role="BN.mu")
+    var = g.op("Reshape", running_var, channel, name="var")
+    xh, gamma_c, _ = _normalize(g, g.op("Sub", x, mu, name="centered"), var, gamma, attrs)
+    return _affine(g, xh, gamma_c, beta)
+
+
+def _normalize(g: Model, centered: Tensor, var: Tensor, gamma: Tensor, attrs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """x-hat, gamma as [1, C, 1, 1], sigma."""
+    epsilon = g.constant(np.full(var.shape, attrs["epsilon"]), name="epsilon")
+    sigma = g.op("Sqrt", g.op("Add", var, epsilon, name="var_eps", role="BN.eps"), name="sigma", role="BN.sigma")
+    xh = g.op("Div", centered, sigma, name="xh", role="BN.x")
+    return xh, g.op("Reshape", gamma, g.ints(*CHANNEL), name="gamma"), sigma
+
+
+def _affine(g: Model, xh: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    scaled = g.op("Mul", xh, gamma, name="scaled")
+    return g.op("Add", scaled, g.op("Reshape", beta, g.ints(*CHANNEL), name="beta"), name="bn", role="Y")
+
+
+def _advance(g: Model, state: Tensor, batch: Tensor, rate: float, role: str) -> None:
+    flat = g.op("Reshape", batch, g.ints(-1), name="batch", role=role + ".batch")
+    change = g.op("Mul", g.op("Sub", flat, state, name="gap"), g.constant(rate, name="rate"), name="change")
+    g.states[state.name].after = g.op("Add", state, change, name=role.split(".")[1], role=role)
+
+
+def relu(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """y = max(x, 0); the error passes where x > 0."""
+    (x,) = operands
+    y = g.op("Relu", x, name="relu", role="A")
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E1")
+        mask = g.op("Greater", x, g.scalar(0.0), name="mask")
+        return [g.op("Where", mask, dy, g.scalar(0.0), name="masked", role="E.mask")]
+
+    return y, pullback
+
+
+def add(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """y = a + b, a residual sum."""
+    return g.op("Add", *operands, name="add", role="sum"), lambda dy: [dy, dy]
+
+
+def max_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """The greatest of each window; the error goes to its first occurrence in row-major order, as PyTorch's does.
+
+    The choice is found again by comparing each tap with the result, so that backward needs only the two activations.
+    """
+    (x,) = operands
+    window = Window.of(attrs)
+    y = g.op("MaxPool", x, name="maxpool", role="A.pool", **attrs)
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E1")
+        size, out = x.shape[2:], y.shape[2:]
+        parts: list[Tensor] = []
+        taken: Tensor | None = None
+        for tap, seen in zip(window.taps, tap_slices(g, x, window, out), strict=True):
+            hit = g.op("Equal", seen, y, name="hit")
+            if window.padded:
+                hit = g.op("And", hit, g.constant(window.inside(tap, size, out), np.bool_, name="inside"), name="hit")
+            first = hit if taken is None else g.op("And", hit, g.op("Not", taken, name="free"), name="first")
+            taken = hit if taken is None else g.op("Or", taken, hit, name="taken")
+            parts.append(g.op("Where", first, dy, g.scalar(0.0), name="part", role="E.mask"))
+        return [scatter_taps(g, parts, window, size)]
+
+    return y, pullback
+
+
+def average_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """The mean of each window, over the window's taps on the image or, with count_include_pad, over all."""
+    (x,) = operands
+    window = Window.of(attrs)
+    y = g.op("AveragePool", x, name="avgpool", role="A", **attrs)
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E1")
+        share = g.op("Mul", dy, g.constant(1.0 / average_counts(x, y, attrs), name="reciprocal"), name="share")
+        return [scatter_taps(g, [share] * len(window.taps), window, x.shape[2:])]
+
+    return y, pullback
+
+
+def average_counts(x: Tensor, y: Tensor, attrs: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """By how much each window of an AveragePool is divided: [1, 1, OH, OW], or [] where all are equal."""
+    window = Window.of(attrs)
+    if attrs["count_include_pad"] or not window.padded:
+        return np.asarray(float(len(window.taps)))
+    return np.asarray(sum(window.inside(t, x.shape[2:], y.shape[2:]).astype(float) for t in window.taps))
+
+
+def global_average_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """The mean over H and W."""
+    (x,) = operands
+    y = g.op("GlobalAveragePool", x, name="gap", role="A")
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        dy = g.slot(error, "E1")
+        share = g.op("Mul", dy, g.constant(1.0 / math.prod(x.shape[2:]), name="reciprocal"), name="share")
+        return [g.op("Expand", share, g.ints(*x.shape), name="spread")]
+
+    return y, pullback
+
+
+def flatten(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """[N, C, H, W] -> [N, C*H*W]."""
+    (x,) = operands
+    y = g.op("Flatten", x, name="flatten", axis=1)
+    return y, lambda dy: [g.op("Reshape", dy, g.ints(*x.shape), name="unflatten")]
+
+
+RULES: dict[str, Rule] = {
+    "Conv": conv,
+    "Gemm": gemm,
+    "BatchNormalization": batch_norm,
+    "Relu": relu,
+    "Add": add,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "Flatten": flatten,
+}
+

@@ -1,0 +1,374 @@
+"""The command line, `wageubn-onnx`: exit 0 for success, 1 where the answer is no, 2 for bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from wageubn_onnx.config import PROFILES, Config
+from wageubn_onnx.errors import WageubnError
+
+if TYPE_CHECKING:
+    from wageubn_onnx.runtime.bench import BenchResult
+    from wageubn_onnx.runtime.session import Session
+
+INTERRUPTED = 130  # what shells report of Ctrl-C
+PATH = click.Path(path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group that reports bad input as one line `error: ...` on stderr with exit 2, and never as a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as click does, but with this program's errors and exit codes."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(2)
+        except click.ClickException as error:
+            hint = f"; see {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+            _fail(error.format_message().rstrip(".") + hint)
+        except WageubnError as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except click.Abort:
+            sys.exit(INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+def _numbers(kind: type[int] | type[float]) -> Callable[[Any], tuple[float, ...]]:
+    """Return an option type: a comma-separated list of numbers of one kind, such as ``0.49,0.48,0.45``."""
+
+    def numbers(value: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        try:
+            return tuple(kind(word) for word in str(value).split(","))
+        except ValueError as error:
+            words = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(f"{value!r} is not a comma-separated list of {words}") from error
+
+    return numbers
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Show a spinner on a terminal's stderr while the block runs."""
+    with Console(stderr=True).status(what):
+        yield
+
+
+@contextmanager
+def _reading(model: Path) -> Iterator[None]:
+    """Turn protobuf's refusal of a file that is no ONNX model into one line."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except DecodeError as error:
+        raise WageubnError(f"{model}: not an ONNX model, or a damaged one; export it again") from error
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _example(text: str) -> str:
+    return f"Example: {text}"
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of onnxruntime [default: its own]."
+)
+float_option = click.option("--float", "in_float", is_flag=True, help="Use the FP32 models of DIR instead.")
+data_option = click.option(
+    "--data",
+    "data_path",
+    required=True,
+    type=PATH,
+    metavar="DATA",
+    help="An .npz with uint8 NCHW x_train, y_train, x_test, y_test, or folders train/CLASS/ and test/CLASS/ of images.",
+)
+
+
+@click.group(cls=OneLineErrors)
+def cli() -> None:
+    """Turn a trained FP32 ResNet .onnx into integer-only training graphs, and train with them."""
+
+
+@cli.command(epilog=_example("wageubn-onnx convert resnet20.onnx -o r20 --mean .49,.48,.45 --std .25,.24,.26"))
+@click.argument("model", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="The folder to write.")
+@click.option("--batch", default=Config.batch, show_default=True, help="Images a training step takes.")
+@click.option(
+    "--mean", type=_numbers(float), default=Config.mean, help="Per channel: x = (pixel * scale - mean) / std."
+)
+@click.option("--std", type=_numbers(float), default=Config.std, help="Per channel, see --mean.")
+@click.option("--scale", default=Config.scale, help="Factor of the pixels [default: 1/255].")
+@click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats with its images.")
+@click.option(
+    "--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them."
+)
+@click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
+@click.option("--weight-decay", default=Config.weight_decay, show_default=True, help="Of both steps.")
+@click.option("--momentum", default=Config.momentum, show_default=True, help="Of the FP32 step.")
+@click.option("--profile", type=click.Choice(sorted(PROFILES)), default="full8", show_default=True, help="Bit widths.")
+@json_option
+def convert(
+    model: Path, out: Path, calibrate: Path | None, calibrate_images: int, profile: str, as_json: bool, **options: Any
+) -> None:
+    """Write every stage of MODEL, from its forward graph to the integer training step, to a folder."""
+    from wageubn_onnx.pipeline import convert as run
+    from wageubn_onnx.runtime.data import load_data, sample
+
+    images = None if calibrate is None else sample(load_data(calibrate).x_train, calibrate_images)
+    config = Config(calibrate=images, profile=PROFILES[profile], **options)
+    with _working(f"converting {model}"), _reading(model):
+        summary = run(model, config, out).summary()
+    if as_json:
+        stages = [dict(zip(("stage", "nodes", "quantizers", "bytes"), row, strict=True)) for row in summary]
+        _print_json({"out": str(out), "stages": stages})
+    else:
+        rows = [[stage, str(nodes), str(quantizers), f"{size:,}"] for stage, nodes, quantizers, size in summary]
+        _print_table(f"{model} -> {out}", ["stage", "nodes", "quantizers", "bytes"], rows)
+
+
+@cli.command(epilog=_example("wageubn-onnx audit r20"))
+@click.argument("path", metavar="MODEL_OR_DIR", type=PATH)
+@json_option
+@click.pass_context
+def audit(ctx: click.Context, path: Path, as_json: bool) -> None:
+    """Prove that a graph computes with integers only; of a folder, its training step and its inference model.
+
+    Exits with 1 where anything was found.
+    """
+    from wageubn_onnx.proofs.audit import audit as run
+    from wageubn_onnx.runtime.folder import ArtifactFolder
+
+    models = [path]
+    if path.is_dir():
+        folder = ArtifactFolder(path)
+        models = [folder.model("step"), folder.model("eval")]
+    reports = []
+    for model in models:
+        with _working(f"auditing {model}"), _reading(model):
+            reports.append((model, run(model)))
+    passed = all(report.ok for _, report in reports)
+    if as_json:
+        found = [
+            {
+                "model": str(model),
+                "ok": report.ok,
+                "coverage": report.coverage,
+                "findings": [{"kind": f.kind, "where": f.where, "message": f.message} for f in report.findings],
+            }
+            for model, report in reports
+        ]
+        _print_json({"ok": passed, "models": found})
+    else:
+        for model, report in reports:
+            click.echo(f"{model}: {'integers only' if report.ok else f'{len(report.findings)} findings'}")
+            for finding in report.findings:
+                click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
+            for name, value in report.coverage.items():
+                click.echo(f"  {name}: {value}")
+    ctx.exit(0 if passed else 1)
+
+
+def _open_session(folder: Path, in_float: bool, threads: int | None) -> Session:
+    from wageubn_onnx.runtime.session import FloatSession, TrainingSession
+
+    return (FloatSession if in_float else TrainingSession)(folder, threads)
+
+
+RATE_HELP = """Peak learning rate [default: 0.01, or 0.003 with --float]. Integer updates are normalised: fine-tune a
+trained network at about 0.01, train from scratch at 0.1 to 0.2; ten times too much destroys what a network knows."""
+
+
+@cli.command(epilog=_example("wageubn-onnx train r20 --data cifar10.npz --epochs 5 --lr-schedule cosine"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--epochs", required=True, type=click.IntRange(min=1), help="Times to go through the training images.")
+@click.option("--lr", type=float, help=RATE_HELP)
+@click.option(
+    "--lr-schedule",
+    type=click.Choice(["constant", "cosine", "step"]),
+    default="constant",
+    show_default=True,
+    help="cosine: down to 0; step: a tenth from 1/2 of the run on, a hundredth from 3/4. An integer rate that "
+    "would round to 0 is held at the smallest, 2^-9.",
+)
+@click.option(
+    "--gradient-range",
+    type=_numbers(int),
+    metavar="LIST",
+    help=("Range of the weight gradients, a power of two in 2..128 [default: 128]; 128,32,8: equal parts of the run."),
+)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FOLDER",
+    help=("For checkpoint.safetensors and metrics.jsonl [default: DIR/run, or DIR/fp_run with --float]."),
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on from the checkpoint in FOLDER, to the same bits as without a break."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the order of images and the stochastic roundings.")
+@click.option("--log-every", default=50, show_default=True, help="Steps between two step lines of the metrics.")
+@threads_option
+@float_option
+@json_option
+@click.pass_context
+def train(
+    ctx: click.Context,
+    folder: Path,
+    data_path: Path,
+    epochs: int,
+    lr: float | None,
+    lr_schedule: str,
+    gradient_range: tuple[int, ...] | None,
+    out: Path | None,
+    resume: bool,
+    seed: int,
+    log_every: int,
+    threads: int | None,
+    in_float: bool,
+    as_json: bool,
+) -> None:
+    """Train the network of DIR with its integer step (or its FP32 step).
+
+    The state starts from DIR and ends in FOLDER/checkpoint.safetensors; DIR's own state stays as it is. Ctrl-C saves a
+    checkpoint and exits with 130; --resume goes on from it.
+    """
+    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.train import Plan
+    from wageubn_onnx.runtime.train import train as run
+
+    if in_float and gradient_range is not None:
+        raise click.UsageError("--gradient-range has no meaning with --float", ctx)
+    session = _open_session(folder, in_float, threads)
+    rate = session.default_rate if lr is None else lr
+    plan = Plan(epochs, rate, lr_schedule, gradient_range or (128,), seed, log_every)
+    target = out or folder / ("fp_run" if in_float else "run")
+    result = run(session, load_data(data_path), plan, target, resume)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        accuracy = "not tested yet" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.2%}"
+        click.echo(f"{result.steps} steps, {result.epochs} epochs, {accuracy}; state in {result.checkpoint}")
+    if not result.finished:
+        click.echo("interrupted; the same command with --resume goes on", err=True)
+        ctx.exit(INTERRUPTED)
+
+
+@cli.command("eval", epilog=_example("wageubn-onnx eval r20 --data cifar10.npz --state r20/run/checkpoint.safetensors"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--state", type=PATH, metavar="FILE", help="A state or checkpoint [default: DIR's own].")
+@threads_option
+@float_option
+@json_option
+def evaluate(
+    folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool
+) -> None:
+    """Test the network of DIR, in integers (or FP32), on the test images of DATA."""
+    from wageubn_onnx.runtime.data import load_data
+
+    session = _open_session(folder, in_float, threads)
+    if state is not None:
+        session.load(state)
+    data = load_data(data_path)
+    with _working(f"testing on {len(data.x_test)} images"):
+        result = session.evaluate(data.x_test, data.y_test)
+    if as_json:
+        _print_json({"accuracy": result.accuracy, "correct": result.correct, "images": len(data.x_test)})
+    else:
+        click.echo(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
+
+
+@cli.command(epilog=_example("wageubn-onnx passes"))
+@json_option
+def passes(as_json: bool) -> None:
+    """List the stages and the passes that lead to them, in order."""
+    from wageubn_onnx.pipeline import STAGES
+
+    if as_json:
+        _print_json(
+            [
+                {
+                    "stage": stage.name,
+                    "summary": stage.summary,
+                    "passes": [{"name": p.name, "module": p.module, "summary": p.summary} for p in stage.passes],
+                }
+                for stage in STAGES
+            ]
+        )
+        return
+    for stage in STAGES:
+        rows = [[step.name, step.summary, step.module] for step in stage.passes]
+        _print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "module"], rows)
+
+
+@cli.group()
+def bench() -> None:
+    """Measure what a conversion costs."""
+
+
+@bench.command("step", epilog=_example("wageubn-onnx bench step r20 --threads 1"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=1), help="Rounds over all contenders.")
+@click.option("--steps", default=3, show_default=True, type=click.IntRange(min=1), help="Steps of each in a round.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads of every contender.")
+@click.option("--torch/--no-torch", default=None, help="Compare with PyTorch [default: where it is installed].")
+@json_option
+def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool | None, as_json: bool) -> None:
+    """Time DIR's integer step beside its FP32 step and PyTorch, in turns, each in its own process."""
+    from wageubn_onnx.runtime.bench import bench_step as run
+
+    with _working("timing"):
+        result = run(folder, rounds, steps, threads, torch)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _print_bench(result)
+
+
+def _print_bench(result: BenchResult) -> None:
+    for ratio in result.ratios:
+        spread = f"{ratio.least:.2f} to {ratio.greatest:.2f} over the rounds"
+        click.echo(f"integer step / {ratio.against}: {ratio.median:.2f} of the time ({spread})")
+    columns = ["step", "ms (median)", "peak MiB", "state MiB"]
+    rows = [
+        [c.name, f"{c.median * 1e3:.1f}", f"{c.peak_bytes / 2**20:.0f}", f"{c.state_bytes / 2**20:.2f}"]
+        for c in result.contenders
+    ]
+    _print_table(f"batch {result.batch}, {result.threads} threads", columns, rows)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,111 @@
+"""Windows over images as plain slices, pads and reshapes: what convolution and pooling gradients are made of.
+
+Every function works on any dtype, so the same nodes serve the float and the integer graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wageubn_onnx.graph import Model, Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a convolution or pooling: each field per axis (rows, columns); pads before and after each."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+    dilations: tuple[int, int] = (1, 1)
+
+    @staticmethod
+    def of(attrs: dict[str, Any]) -> Window:
+        pads = attrs["pads"]
+        return Window(
+            tuple(attrs["kernel_shape"]),
+            tuple(attrs["strides"]),
+            (pads[0], pads[1]),
+            (pads[2], pads[3]),
+            tuple(attrs.get("dilations", (1, 1))),
+        )
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """Kernel positions in row-major order."""
+        return [(i, j) for i in range(self.kernel[0]) for j in range(self.kernel[1])]
+
+    @property
+    def padded(self) -> bool:
+        return any((*self.before, *self.after))
+
+    def inside(self, tap: tuple[int, int], size: Sequence[int], out: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Whether this tap of each window lies on the image, not on its padding: bool [1, 1, OH, OW]."""
+        rows, columns = (
+            (0 <= (o := np.arange(out[a]) * self.strides[a] + tap[a] * self.dilations[a] - self.before[a])) & (o < size[a])
+            for a in range(2)
+        )
+        return (rows[:, None] & columns[None, :])[None, None]
+
+
+def pad_image(g: Model, x: Tensor, window: Window) -> Tensor:
+    """x [.., .., H, W] with the window's padding in zeros."""
+    if not window.padded:
+        return x
+    return g.op("Pad", x, g.ints(0, 0, *window.before, 0, 0, *window.after), g.scalar(0, x.dtype), name="padded")
+
+
+def tap_slices(g: Model, x: Tensor, window: Window, out: Sequence[int]) -> list[Tensor]:
+    """For each kernel position, what it sees in every window: [.., .., H, W] -> one [.., .., OH, OW] a tap."""
+    padded = pad_image(g, x, window)
+    slices = []
+    for tap in window.taps:
+        start = [tap[a] * window.dilations[a] for a in range(2)]
+        stop = [start[a] + (out[a] - 1) * window.strides[a] + 1 for a in range(2)]
+        if start == [0, 0] and stop == list(padded.shape[2:]) and window.strides == (1, 1):
+            slices.append(padded)
+        else:
+            bounds = (g.ints(*start), g.ints(*stop), g.ints(2, 3), g.ints(*window.strides))
+            slices.append(g.op("Slice", padded, *bounds, name=f"tap{tap[0]}{tap[1]}"))
+    return slices
+
+
+def insert_zeros(g: Model, x: Tensor, strides: Sequence[int]) -> Tensor:
+    """x [N, C, H, W] -> [N, C, H*sh, W*sw] with x at every stride-th position: the transpose of a strided slice."""
+    if tuple(strides) == (1, 1):
+        return x
+    n, c, h, w = x.shape
+    spread = g.op("Unsqueeze", x, g.ints(3, 5), name="spread")  # [N, C, H, 1, W, 1]
+    pads = g.ints(*[0] * 9, strides[0] - 1, 0, strides[1] - 1)
+    spread = g.op("Pad", spread, pads, g.scalar(0, x.dtype), name="spread")
+    return g.op("Reshape", spread, g.ints(n, c, h * strides[0], w * strides[1]), name="spread")
+
+
+def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Place x at ``offset`` (rows, columns, negative to cut) on a zero canvas of ``size``: out[h] = x[h - offset]."""
+    cut_before = [max(-offset[a], 0) for a in range(2)]
+    stop = [min(x.shape[2 + a], size[a] - offset[a]) for a in range(2)]
+    if cut_before != [0, 0] or stop != list(x.shape[2:]):
+        x = g.op("Slice", x, g.ints(*cut_before), g.ints(*stop), g.ints(2, 3), name="cut")
+    before = [max(offset[a], 0) for a in range(2)]
+    after = [size[a] - before[a] - x.shape[2 + a] for a in range(2)]
+    if any((*before, *after)):
+        x = g.op("Pad", x, g.ints(0, 0, *before, 0, 0, *after), g.scalar(0, x.dtype), name="placed")
+    return x
+
+
+def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequence[int]) -> Tensor:
+    """The transpose of `tap_slices`: every part [N, C, OH, OW] goes back to where its tap looked, and they are summed."""
+    total: Tensor | None = None
+    for tap, part in zip(window.taps, parts, strict=True):
+        offset = [tap[a] * window.dilations[a] - window.before[a] for a in range(2)]
+        placed = fit(g, insert_zeros(g, part, window.strides), offset, size)
+        total = placed if total is None else g.op("Add", total, placed, name="scattered")
+    if total is None:
+        raise ValueError("a window has at least one tap")
+    return total

@@ -1,0 +1,251 @@
+"""The graph that passes rewrite: onnx-graphsurgeon, plus what it would drop (roles, provenance, functions, versions).
+
+`Model.op` is the only way in which nodes are made. It infers shapes and dtypes at once, names the result after its layer, and
+records layer, role and pass of what it made; `save` writes that record into the nodes' ``metadata_props``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx import __version__
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.infer import TensorType, infer
+
+OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
+IR_VERSION = 9
+DOMAIN = "wageubn"  # the project's own functions
+PREFIX = "wageubn."  # of every metadata key
+
+Tensor = gs.Tensor
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a node is for. layer: the source layer; role: the data path (W, A, C, BN.mu, E1, ...); made_by: the pass."""
+
+    layer: str = ""
+    role: str = ""
+    made_by: str = ""
+
+
+@dataclass
+class State:
+    """One state tensor of a step: graph input ``key``, graph output ``key + '.next'``; kind W, gamma, beta, bias, ..."""
+
+    key: str
+    kind: str
+    layer: str
+    value: np.ndarray[Any, Any]  # the initial value, in the stage's dtype
+    tensor: Tensor
+    after: Tensor | None = None  # the step's output
+    info: dict[str, Any] = field(default_factory=dict)  # format: exponent, least and greatest mantissa
+
+
+@dataclass
+class Model:
+    """A graph on its way through the stages.
+
+    tags maps a tensor's name to the tag of the node that makes it. functions holds the FunctionProtos that nodes of domain
+    ``wageubn`` call. notes is JSON-able, for the manifest. named maps a fixed role of the step (``images``, ``loss``, ...)
+    to its tensor.
+    """
+
+    stage: str
+    graph: gs.Graph
+    tags: dict[str, Tag] = field(default_factory=dict)
+    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    named: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # parameter key -> its gradient
+    notes: dict[str, Any] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+    _shared: dict[str, Tensor] = field(default_factory=dict)  # small constants by name
+    _context: Tag = field(default_factory=Tag)
+
+    @staticmethod
+    def empty(stage: str, name: str) -> Model:
+        return Model(stage, gs.Graph(name=name, opset=OPSET))
+
+    # -- making nodes -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def context(self, **changes: str) -> Iterator[None]:
+        """Within it, whatever is made carries these fields of Tag."""
+        before = self._context
+        self._context = replace(before, **changes)
+        try:
+            yield
+        finally:
+            self._context = before
+
+    def unique(self, name: str) -> str:
+        """``name``, or ``name.2``, ``name.3`` ... where it is taken."""
+        candidate, count = name, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}.{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def op(self, kind: str, *inputs: Tensor | None, name: str = "", role: str = "", **attrs: Any) -> Tensor:
+        """Append the standard ONNX node ``kind``; return its first output. ``name`` is a hint, put after the layer's."""
+        operands = [gs.Variable.empty() if i is None else i for i in inputs]
+        return self._append(kind, "", operands, [infer(kind, operands, attrs)], name or kind, role, attrs)[0]
+
+    def slot(self, x: Tensor, role: str) -> Tensor:
+        """An Identity that marks where the quantizer of a data path goes: ``role`` says which."""
+        return self.op("Identity", x, name=f"slot_{role}", role=role)
+
+    def call(
+        self,
+        function: onnx.FunctionProto,
+        inputs: Sequence[Tensor],
+        types: Sequence[TensorType],
+        name: str,
+        role: str,
+        attrs: dict[str, Any],
+    ) -> list[Tensor]:
+        """Append a call of a function of this project's domain; ``types`` are its outputs'."""
+        known = self.functions.setdefault(function.name, function)
+        if known.SerializeToString() != function.SerializeToString():
+            raise WageubnError(f"function {function.name} is defined twice, differently; give one of them another name")
+        return self._append(function.name, DOMAIN, list(inputs), list(types), name, role, attrs)
+
+    def _append(
+        self, kind: str, domain: str, inputs: list[Tensor], types: list[TensorType], name: str, role: str, attrs: dict[str, Any]
+    ) -> list[Tensor]:
+        layer = self._context.layer
+        base = self.unique(f"{layer}/{name}" if layer else name)
+        outputs = [
+            gs.Variable(base if i == 0 else self.unique(f"{base}:{i}"), dtype=t.dtype, shape=t.shape)
+            for i, t in enumerate(types)
+        ]
+        node = gs.Node(kind, base, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain or None)
+        self.graph.nodes.append(node)
+        for output in outputs:
+            self.tags[output.name] = replace(self._context, role=role)
+        return outputs
+
+    def constant(self, value: Any, dtype: Any = np.float32, name: str = "const") -> Tensor:
+        """An initializer of its own; ``value`` as numpy takes it."""
+        array = np.asarray(value, dtype=dtype)
+        layer = self._context.layer
+        return gs.Constant(self.unique(f"{layer}/{name}" if layer else name), array)
+
+    def ints(self, *values: int) -> Tensor:
+        """An int64 list operand (axes, shapes, pads); equal lists share one initializer."""
+        name = "ints/" + "_".join(map(str, values))
+        if name not in self._shared:
+            self._names.add(name)
+            self._shared[name] = gs.Constant(name, np.asarray(values, np.int64))
+        return self._shared[name]
+
+    def scalar(self, value: Any, dtype: Any = np.float32) -> Tensor:
+        """A scalar constant; equal ones share one initializer."""
+        name = f"scalar/{np.dtype(dtype).name}/{value!r}"
+        if name not in self._shared:
+            self._names.add(name)
+            self._shared[name] = gs.Constant(name, np.asarray(value, dtype))
+        return self._shared[name]
+
+    def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> Tensor:
+        tensor = gs.Variable(self.unique(name), dtype=np.dtype(dtype), shape=list(shape))
+        self.graph.inputs.append(tensor)
+        return tensor
+
+    def output(self, tensor: Tensor, name: str) -> Tensor:
+        """Make ``tensor`` a graph output called exactly ``name``."""
+        if tensor in self.graph.inputs or tensor in self.graph.outputs or not tensor.inputs:
+            tensor = self.op("Identity", tensor, name=name)
+        self.tags[name] = self.tags.pop(tensor.name, Tag())
+        tensor.name = name
+        self._names.add(name)
+        self.graph.outputs.append(tensor)
+        return tensor
+
+    def state(self, key: str, kind: str, layer: str, value: np.ndarray[Any, Any], **info: Any) -> State:
+        """A state tensor as graph input."""
+        tensor = self.input(key, value.dtype, value.shape)
+        self.tags[key] = Tag(layer, kind, self._context.made_by)
+        self.states[key] = State(key, kind, layer, value, tensor, info=dict(info))
+        return self.states[key]
+
+    # -- rewriting ----------------------------------------------------------------------------------------------------
+
+    def by_role(self, *roles: str) -> list[Tensor]:
+        """The tensors, each the first output of its node, that carry one of these roles, in graph order."""
+        return [n.outputs[0] for n in self.graph.nodes if n.outputs and self.tag(n.outputs[0]).role in roles]
+
+    def tag(self, tensor: Tensor) -> Tag:
+        return self.tags.get(tensor.name, Tag())
+
+    def replace_uses(self, old: Tensor, new: Tensor, keep: Sequence[gs.Node] = ()) -> None:
+        """Every node that reads ``old``, except ``keep`` and the maker of ``new``, reads ``new`` instead."""
+        spared = {id(n) for n in (*keep, *new.inputs)}
+        for user in list(old.outputs):
+            if id(user) in spared:
+                continue
+            for i, operand in enumerate(user.inputs):
+                if operand is old:
+                    user.inputs[i] = new
+        for state in self.states.values():
+            if state.after is old:
+                state.after = new
+        for key, tensor in self.named.items():
+            if tensor is old:
+                self.named[key] = new
+
+    def finish(self) -> Model:
+        """Remove what nothing reads, and sort."""
+        self.graph.cleanup().toposort()
+        return self
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """The model as a file's contents: every node named, tagged in ``metadata_props``; shapes and dtypes of all tensors."""
+    proto = gs.export_onnx(model.graph, do_type_check=False)
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "wageubn-onnx", __version__
+    used = _called(proto.graph.node, model.functions)
+    if used:
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+        del proto.functions[:]
+        proto.functions.extend(model.functions[name] for name in sorted(used))
+    for node in proto.graph.node:
+        tag = model.tags.get(node.output[0], Tag())
+        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
+            if text:
+                node.metadata_props.add(key=PREFIX + key, value=text)
+    proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
+    return proto
+
+
+def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionProto]) -> set[str]:
+    """Names of the functions that ``nodes`` call, directly or through another."""
+    used: set[str] = set()
+    pending = [n.op_type for n in nodes if n.domain == DOMAIN]
+    while pending:
+        name = pending.pop()
+        if name not in used:
+            used.add(name)
+            pending += [n.op_type for n in functions[name].node if n.domain == DOMAIN]
+    return used
+
+
+def node_tag(node: onnx.NodeProto) -> Tag:
+    """The tag that `to_proto` wrote into a node."""
+    props = {p.key: p.value for p in node.metadata_props}
+    return Tag(props.get(PREFIX + "layer", ""), props.get(PREFIX + "role", ""), props.get(PREFIX + "pass", ""))

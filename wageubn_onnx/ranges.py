@@ -1,0 +1,123 @@
+"""How large each forward tensor gets, channel by channel: what the static formats are chosen from.
+
+Without data, a BN output is taken as Gaussian with mean beta and deviation gamma, its ReLU as the rectified Gaussian, a sum as a
+sum of independent terms; with data, the network runs and the greatest magnitudes count.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from wageubn_onnx.graph import Model, to_proto
+
+Array = np.ndarray[Any, Any]
+SPREAD = 6.0  # deviations that an activation format covers
+CONVOLUTION_SPREAD = 16.0  # and a convolution's 16-bit format, which must last while the weights train
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-channel mean and deviation of a tensor, float64 [C], and the greatest magnitude expected, float64 [C]."""
+
+    mean: Array
+    deviation: Array
+    reach: Array
+
+
+def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
+    """Moments of every tensor of `forward` by name; ``pixel_range`` is the least and greatest input per channel, [2, C]."""
+    low, high = pixel_range
+    centre, half = (low + high) / 2, (high - low) / 2
+    found = {"images": Moments(centre, half / math.sqrt(3), np.maximum(abs(low), abs(high)))}
+    for node in forward.graph.nodes:
+        inputs = [found[i.name] for i in node.inputs if i.name in found]
+        parameters = [forward.states[i.name].value.astype(np.float64) for i in node.inputs if i.name in forward.states]
+        found[node.outputs[0].name] = _ESTIMATES[node.op](inputs, parameters)
+    for node in forward.graph.nodes:  # a convolution's own statistics are better known by the BN that reads it
+        if node.op == "BatchNormalization":
+            mean, variance = (forward.states[i.name].value.astype(np.float64) for i in node.inputs[3:5])
+            source, deviation = found.get(node.inputs[0].name), np.sqrt(variance)
+            spread = np.maximum(deviation, source.deviation / 4) if source else deviation
+            found[node.inputs[0].name] = Moments(mean, deviation, abs(mean) + CONVOLUTION_SPREAD * spread)
+    return found
+
+
+def measure(forward: Model, images: Array) -> dict[str, Moments]:
+    """The same from float32 ``images`` [n, C, H, W], already normalised; reach is the greatest magnitude seen."""
+    proto = to_proto(forward)
+    names = [o.name for o in proto.graph.output]
+    extra = [v for v in proto.graph.value_info if v.name not in names]
+    proto.graph.output.extend(extra)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    results = session.run(None, {"images": images})
+    outputs = dict(zip([o.name for o in session.get_outputs()], results, strict=True)) | {"images": images}
+    return {name: _measured(value.astype(np.float64)) for name, value in outputs.items()}
+
+
+def _measured(value: Array) -> Moments:
+    axes = tuple(a for a in range(value.ndim) if a != 1)
+    return Moments(value.mean(axes), value.std(axes), abs(value).max(axes))
+
+
+def _moments(mean: Array, deviation: Array) -> Moments:
+    return Moments(mean, deviation, abs(mean) + SPREAD * deviation)
+
+
+def _product(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    """Independent inputs: the mean is w.mean, the variance w^2.variance."""
+    (x,), (w, *bias) = inputs, parameters
+    w = w.reshape(w.shape[0], w.shape[1], -1) if w.ndim == 4 else w[:, :, None]
+    repeat = w.shape[1] // len(x.mean)  # a flattened map repeats each channel
+    mean = np.einsum("oik,i->o", w, np.repeat(x.mean, repeat)) + (bias[0] if bias else 0.0)
+    variance = np.einsum("oik,i->o", w**2, np.repeat(x.deviation, repeat) ** 2)
+    return _moments(mean, np.sqrt(variance))
+
+
+def _batch_norm(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    gamma, beta, _, _ = parameters
+    return _moments(beta, abs(gamma))
+
+
+def _relu(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    mean, deviation = inputs[0].mean, np.maximum(inputs[0].deviation, 1e-9)
+    ratio = mean / deviation
+    density = np.exp(-np.minimum(ratio**2, 700) / 2) / math.sqrt(2 * math.pi)
+    below = np.array([(1 + math.erf(r / math.sqrt(2))) / 2 for r in ratio])
+    first = mean * below + deviation * density
+    second = (mean**2 + deviation**2) * below + mean * deviation * density
+    return Moments(first, np.sqrt(np.maximum(second - first**2, 0)), np.maximum(mean + SPREAD * deviation, 0))
+
+
+def _add(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    a, b = inputs
+    return _moments(a.mean + b.mean, np.hypot(a.deviation, b.deviation))
+
+
+def _same(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    return inputs[0]
+
+
+_ESTIMATES = {
+    "Conv": _product,
+    "Gemm": _product,
+    "BatchNormalization": _batch_norm,
+    "Relu": _relu,
+    "Add": _add,
+    "MaxPool": _same,
+    "AveragePool": _same,
+    "GlobalAveragePool": _same,
+    "Flatten": _same,
+}
+
+
+def exponent_for(reach: float, bits: int) -> int:
+    """The least exponent at which mantissas of that width hold ``reach``; half a unit over the greatest is let go.
+
+    A reach of 0 is taken as 2^-20: a dead tensor still gets a format.
+    """
+    return math.ceil(math.log2(max(reach, 2.0**-20) / (2 ** (bits - 1) - 0.5)))

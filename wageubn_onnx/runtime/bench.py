@@ -1,0 +1,144 @@
+"""The step benchmark: the integer step beside the FP32 step in onnxruntime and, where installed, beside PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.folder import ArtifactFolder
+
+NAMES = {"int": "integer, onnxruntime", "fp32": "FP32, onnxruntime", "torch": "FP32, PyTorch"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What was measured of one step: seconds a step (their median, and those of each round), memory and state."""
+
+    name: str
+    median: float
+    seconds: list[float]
+    peak_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Integer time over another's: the median over rounds, with the least and greatest; below 1 the integers win."""
+
+    against: str
+    median: float
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """The step benchmark: ratios first, they are what a noisy machine still gets right."""
+
+    batch: int
+    threads: int
+    ratios: list[Ratio]
+    contenders: list[Contender]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able values."""
+        return asdict(self)
+
+
+def bench_step(
+    folder: str | os.PathLike[str], rounds: int = 9, steps: int = 3, threads: int = 1, torch: bool | None = None
+) -> BenchResult:
+    """Time the training steps of ``folder`` on random images, each contender in its own process.
+
+    A round times ``steps`` steps of every contender in turn (A B C A B C ...), and a ratio compares times of one round,
+    so that what the machine does meanwhile strikes all. torch: None takes PyTorch where it is installed.
+    Raises WageubnError where the folder lacks a step or a contender fails.
+    """
+    for name, value in (("rounds", rounds), ("steps", steps), ("threads", threads)):
+        if value < 1:
+            raise WageubnError(f"{name} {value}: must be at least 1")
+    artifacts = ArtifactFolder(folder)
+    for section in ("step", "fp_step"):
+        artifacts.model(section)
+    use_torch = find_spec("torch") is not None if torch is None else torch
+    kinds = ["int", "fp32", *(["torch"] if use_torch else [])]
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with ExitStack() as stack:
+        workers = [_Worker(kind, artifacts, threads, steps) for kind in kinds]
+        for worker in workers:
+            stack.callback(worker.stop)
+        ready = {worker.kind: worker.read() for worker in workers}
+        for _ in range(rounds):
+            for worker in workers:
+                times[worker.kind].append(worker.time_round())
+        peaks = {worker.kind: worker.finish() for worker in workers}
+    contenders = [Contender(NAMES[k], median(times[k]), times[k], peaks[k], ready[k]["state_bytes"]) for k in kinds]
+    ratios = [_ratio(kind, times["int"], times[kind]) for kind in kinds[1:]]
+    return BenchResult(ready["int"]["batch"], threads, ratios, contenders)
+
+
+def _ratio(kind: str, integers: list[float], others: list[float]) -> Ratio:
+    ratios = [a / b for a, b in zip(integers, others, strict=True)]
+    return Ratio(NAMES[kind], median(ratios), min(ratios), max(ratios))
+
+
+class _Worker:
+    """A contender's process: it answers one JSON object a line."""
+
+    def __init__(self, kind: str, folder: ArtifactFolder, threads: int, steps: int) -> None:
+        self.kind = kind
+        module = "wageubn_onnx.runtime.bench_worker"
+        command = [sys.executable, "-m", module, kind, str(folder.path), str(threads), str(steps)]
+        here = str(Path(__file__).resolve().parents[2])  # the same package in the process, installed or not
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors
+        )
+
+    def read(self) -> dict[str, Any]:
+        """Wait for the next answer; raises WageubnError where the process reports an error or ends."""
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        answer: dict[str, Any] = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in answer:
+            raise WageubnError(f"benchmark of {NAMES[self.kind]}: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1] if lines else "its process ended without a word"
+
+    def time_round(self) -> float:
+        """Run one round and return its seconds a step."""
+        with suppress(BrokenPipeError):  # a dead process: read() says why
+            if self._process.stdin:
+                self._process.stdin.write("round\n")
+                self._process.stdin.flush()
+        return float(self.read()["seconds"])
+
+    def finish(self) -> int:
+        """Let the process end and return its peak memory in bytes."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        return int(self.read()["peak_bytes"])
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            with suppress(BrokenPipeError):  # closing flushes
+                if stream:
+                    stream.close()

@@ -1,0 +1,96 @@
+"""One contender of the step benchmark in its own process, so that its peak memory is its own.
+
+``python -m wageubn_onnx.runtime.bench_worker KIND DIR THREADS STEPS`` answers with one JSON object a line: first that
+it is ready, then the seconds a step of each round that a line on stdin asks for, and its peak memory when stdin ends.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.folder import ArtifactFolder
+
+WARM_UP = 2
+
+
+class Contender(Protocol):
+    """A training step to time."""
+
+    image_shape: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        """Labels are in 0..classes-1."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a step carries to the next."""
+
+    def step(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> object:
+        """Train on one batch."""
+
+
+def main(kind: str, folder: str, threads: int, steps: int) -> None:
+    """Serve rounds until stdin ends."""
+    contender = _contender(kind, folder, threads)
+    generator = np.random.default_rng(0)
+    shape = contender.image_shape
+    images = generator.integers(0, 256, shape, dtype=np.uint8)
+    labels = generator.integers(0, contender.classes, shape[0], dtype=np.int32)
+    for _ in range(WARM_UP):
+        contender.step(images, labels)
+    _answer({"ready": True, "batch": shape[0], "state_bytes": contender.state_bytes})
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(steps):
+            contender.step(images, labels)
+        _answer({"seconds": (time.perf_counter() - start) / steps})
+    _answer({"peak_bytes": peak_bytes()})
+
+
+def _contender(kind: str, folder: str, threads: int) -> Contender:
+    # a process loads only the runtime that it times
+    if kind == "torch":
+        import torch
+
+        from wageubn_onnx.runtime.torch_step import TorchStep
+
+        torch.set_num_threads(threads)
+        return TorchStep(ArtifactFolder(folder))
+    from wageubn_onnx.runtime.session import FloatSession, TrainingSession
+
+    return (TrainingSession if kind == "int" else FloatSession)(folder, threads)
+
+
+def peak_bytes() -> int:
+    """Return the greatest resident memory of this process.
+
+    Linux's ru_maxrss survives exec, so that it may be the parent's; VmHWM is this program's own.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0].split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _answer(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    except WageubnError as error:
+        _answer({"error": str(error)})

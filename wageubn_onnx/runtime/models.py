@@ -1,0 +1,52 @@
+"""Opening .onnx files: onnxruntime sessions with the options of this package, and what a graph says of its outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from wageubn_onnx.errors import WageubnError
+
+LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def open_model(model: Path, threads: int | None = None, optimize: bool = True) -> ort.InferenceSession:
+    """Open ``model`` on the CPU, quietly.
+
+    threads: within an operator (None: onnxruntime's own choice). optimize: let onnxruntime rewrite the graph.
+    Raises WageubnError where onnxruntime refuses the file.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except LOAD_ERRORS as error:
+        reason = str(error).splitlines()[0]
+        raise WageubnError(f"{model}: onnxruntime cannot load it ({reason}); convert the model again") from error
+
+
+def last_size(model: Path, output: str) -> int:
+    """Return the last size of ``output``, without a session; raises WageubnError where the file does not state it."""
+    try:
+        graph = onnx.load(model, load_external_data=False).graph
+    except DecodeError as error:
+        raise WageubnError(f"{model}: not an ONNX model; convert the model again") from error
+    shapes = [value.type.tensor_type.shape.dim for value in graph.output if value.name == output]
+    if not shapes or not shapes[0] or shapes[0][-1].dim_value < 1:
+        raise WageubnError(f"{model}: the output {output} does not state its last size; convert the model again")
+    return int(shapes[0][-1].dim_value)

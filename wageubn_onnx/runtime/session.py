@@ -1,0 +1,99 @@
+"""The two sessions of a folder: its integer training step and its FP32 one; `engine` holds what they share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
+
+__all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "Session", "StepResult", "TrainingSession"]
+
+Array = NDArray[Any]
+MAX_INTEGER_RATE = 511  # the range proof of the update allows no more
+GRADIENT_RANGES = (2, 4, 8, 16, 32, 64, 128)
+
+
+class TrainingSession(Session):
+    """The integer training step of a folder, and its integer inference model."""
+
+    step_section, eval_section, state_section = "step", "eval", "state"
+    step_keys = ("images", "labels", "lr", "gradient_range", "seed", "loss", "correct")
+    default_rate = 0.01
+
+    def _exponent(self, name: str) -> int:
+        return int(self.folder.section("exponents", name)[name])
+
+    @property
+    def smallest_rate(self) -> float:
+        """One step of the learning rate's grid."""
+        return float(2.0 ** self._exponent("lr"))
+
+    def effective_rate(self, lr: float) -> float:
+        """Return ``lr`` rounded (half to even) to the grid of the step.
+
+        Raises WageubnError, naming the limit, for a rate that rounds to 0 or beyond the greatest.
+        """
+        return self._rate_integer(lr) * self.smallest_rate
+
+    def _rate_integer(self, lr: float) -> int:
+        smallest, greatest = self.smallest_rate, MAX_INTEGER_RATE * self.smallest_rate
+        integer = round(lr / smallest) if np.isfinite(lr) else 0
+        if integer < 1:
+            raise WageubnError(f"learning rate {lr}: rounds to 0; the smallest representable rate is {smallest}")
+        if integer > MAX_INTEGER_RATE:
+            raise WageubnError(f"learning rate {lr}: too great; the greatest representable rate is {greatest}")
+        return integer
+
+    def _scalars(self, lr: float, gradient_range: int, seed: int) -> dict[str, Array]:
+        if gradient_range not in GRADIENT_RANGES:
+            raise WageubnError(f"gradient range {gradient_range}: must be a power of two in 2..128")
+        if not -(2**31) <= seed < 2**31:
+            raise WageubnError(f"seed {seed}: must fit into 32 bits with sign")
+        values = {"lr": self._rate_integer(lr), "gradient_range": gradient_range, "seed": seed}
+        return {self._names[key]: np.array(value, np.int32) for key, value in values.items()}
+
+    def _pixels(self, images: Array) -> Array:
+        return images  # the graph normalises
+
+    def _loss(self, raw: Array) -> float:
+        return float(int(raw) * 2.0 ** self._exponent("loss"))
+
+
+class FloatSession(Session):
+    """The FP32 training step of a folder, and the forward model that it came from.
+
+    ``gradient_range`` and ``seed`` of `step` have no meaning in float and are ignored: one loop drives both sessions.
+    """
+
+    step_section, eval_section, state_section = "fp_step", "fp_eval", "fp_state"
+    step_keys = ("images", "labels", "lr", "loss")
+    default_rate = 0.003
+    smallest_rate = 0.0
+
+    def effective_rate(self, lr: float) -> float:
+        """Return ``lr`` in float32; raises WageubnError where it is not a number above 0."""
+        if not (np.isfinite(lr) and np.float32(lr) > 0):
+            raise WageubnError(f"learning rate {lr}: must be a finite number above 0")
+        return float(np.float32(lr))
+
+    def _scalars(self, lr: float, gradient_range: int, seed: int) -> dict[str, Array]:
+        return {self._names["lr"]: np.array(self.effective_rate(lr), np.float32)}
+
+    @cached_property
+    def _normalisation(self) -> tuple[np.float32, Array, Array]:
+        """Scale [], mean and std [C or 1, 1, 1], all float32."""
+        entry = self.folder.section("input", "scale", "mean", "std")
+        mean, std = (np.array(entry[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+        return np.float32(entry["scale"]), mean, std
+
+    def _pixels(self, images: Array) -> Array:
+        scale, mean, std = self._normalisation
+        return np.asarray((images.astype(np.float32) * scale - mean) / std)  # [n, C, H, W] float32
+
+    def _loss(self, raw: Array) -> float:
+        return float(raw)

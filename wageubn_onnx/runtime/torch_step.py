@@ -1,0 +1,147 @@
+"""The forward model as a PyTorch training step, for the benchmark: the same network, trained the usual way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto, helper, numpy_helper
+from torch import Tensor
+from torch.nn import functional
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.folder import ArtifactFolder
+
+Attributes = dict[str, Any]
+Rule = Callable[[list[Tensor], Attributes], Tensor]
+
+
+class TorchStep:
+    """forward.onnx as a PyTorch network in channels_last with cross-entropy and SGD (momentum 0.9).
+
+    image_shape: (N, C, H, W) of the folder's FP32 step. classes: the last size of the logits.
+    """
+
+    def __init__(self, folder: ArtifactFolder, lr: float = 0.003) -> None:
+        """Read the models of ``folder``; raises WageubnError for an operator that forward models do not have."""
+        model = folder.model("fp_eval")
+        graph = onnx.load(model).graph
+        for node in graph.node:
+            if node.op_type not in RULES:
+                raise WageubnError(f"{model}: node {node.name}: {node.op_type} is no operator of a forward model")
+        self._nodes = [(node, _attributes(node)) for node in graph.node]
+        statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
+        self._values = {tensor.name: _parameter(tensor, tensor.name not in statistics) for tensor in graph.initializer}
+        self._input, self._output = (folder.section("fp_eval", "images", "logits")[key] for key in ("images", "logits"))
+        self.classes = _shape(graph.output, self._output)[-1]
+        step_images = folder.section("fp_step", "images")["images"]
+        step = onnx.load(folder.model("fp_step"), load_external_data=False).graph
+        self.image_shape = tuple(_shape(step.input, step_images))
+        normalisation = folder.section("input", "scale", "mean", "std")
+        self._scale = float(normalisation["scale"])
+        self._mean, self._std = (torch.tensor(normalisation[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+        trained = [value for value in self._values.values() if value.requires_grad]
+        self._optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of parameters, momentum and running statistics."""
+        return sum(value.nbytes * (2 if value.requires_grad else 1) for value in self._values.values())
+
+    def step(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
+        """Train on one batch, uint8 [N, C, H, W] and integers [N], and return its loss."""
+        loss = functional.cross_entropy(self.forward(images), torch.from_numpy(labels).long())
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return float(loss.item())
+
+    def forward(self, images: NDArray[np.uint8]) -> Tensor:
+        """Return the logits, float32 [N, classes], with the statistics of the batch."""
+        pixels = (torch.from_numpy(images).float() * self._scale - self._mean) / self._std
+        values = {**self._values, self._input: pixels.to(memory_format=torch.channels_last)}
+        for node, attributes in self._nodes:
+            values[node.output[0]] = RULES[node.op_type]([values[name] for name in node.input if name], attributes)
+        return values[self._output]
+
+
+def _parameter(tensor: onnx.TensorProto, trained: bool) -> Tensor:
+    value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+    if value.ndim == 4:
+        value = value.to(memory_format=torch.channels_last)
+    return value.requires_grad_(trained)
+
+
+def _shape(values: Iterable[onnx.ValueInfoProto], name: str) -> list[int]:
+    return [dim.dim_value for value in values if value.name == name for dim in value.type.tensor_type.shape.dim]
+
+
+def _attributes(node: NodeProto) -> Attributes:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _pad(x: Tensor, attributes: Attributes, value: float) -> Tensor:
+    """Pad H and W by ONNX's [top, left, bottom, right]."""
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    return functional.pad(x, (left, right, top, bottom), value=value) if any((top, left, bottom, right)) else x
+
+
+def _symmetric(attributes: Attributes) -> list[int] | None:
+    """Return [pad_h, pad_w] where both sides are equal, which PyTorch's kernels take themselves; else None."""
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    return [top, left] if (top, left) == (bottom, right) else None
+
+
+def _convolution(inputs: list[Tensor], a: Attributes) -> Tensor:
+    x, weight, *bias = inputs
+    padding = _symmetric(a)
+    x = x if padding is not None else _pad(x, a, 0.0)
+    stride, dilation = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
+    return functional.conv2d(
+        x, weight, bias[0] if bias else None, stride, padding or [0, 0], dilation, a.get("group", 1)
+    )
+
+
+def _batch_normalization(inputs: list[Tensor], a: Attributes) -> Tensor:
+    x, gamma, beta, mean, variance = inputs
+    # ONNX's momentum weighs the old value, PyTorch's the new one
+    return functional.batch_norm(
+        x, mean, variance, gamma, beta, True, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5)
+    )
+
+
+def _max_pool(inputs: list[Tensor], a: Attributes) -> Tensor:
+    x = _pad(inputs[0], a, -torch.inf)
+    return functional.max_pool2d(x, a["kernel_shape"], a.get("strides", [1, 1]), ceil_mode=bool(a.get("ceil_mode", 0)))
+
+
+def _average_pool(inputs: list[Tensor], a: Attributes) -> Tensor:
+    padding = _symmetric(a)
+    if padding is None:
+        raise WageubnError("AveragePool with unequal pads has no PyTorch counterpart; benchmark without PyTorch")
+    ceil, count = bool(a.get("ceil_mode", 0)), bool(a.get("count_include_pad", 0))
+    return functional.avg_pool2d(inputs[0], a["kernel_shape"], a.get("strides", [1, 1]), padding, ceil, count)
+
+
+def _gemm(inputs: list[Tensor], a: Attributes) -> Tensor:
+    x, weight, *bias = inputs
+    if not a.get("transB", 0) or a.get("transA", 0) or a.get("alpha", 1.0) != 1.0 or a.get("beta", 1.0) != 1.0:
+        raise WageubnError("Gemm must be x * W^T + b in a forward model")
+    return functional.linear(x, weight, bias[0] if bias else None)
+
+
+RULES: dict[str, Rule] = {
+    "Conv": _convolution,
+    "BatchNormalization": _batch_normalization,
+    "Relu": lambda inputs, a: functional.relu(inputs[0]),
+    "Add": lambda inputs, a: inputs[0] + inputs[1],
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda inputs, a: inputs[0].mean((2, 3), keepdim=True),
+    "Flatten": lambda inputs, a: inputs[0].flatten(1),
+    "Gemm": _gemm,
+}
