@@ -7,6 +7,7 @@ records layer, role and pass of what it made; `save` writes that record into the
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 
 from wageubn_onnx import __version__
 from wageubn_onnx.errors import WageubnError
@@ -161,16 +163,6 @@ class Model:
         self.graph.inputs.append(tensor)
         return tensor
 
-    def output(self, tensor: Tensor, name: str) -> Tensor:
-        """Make ``tensor`` a graph output called exactly ``name``."""
-        if tensor in self.graph.inputs or tensor in self.graph.outputs or not tensor.inputs:
-            tensor = self.op("Identity", tensor, name=name)
-        self.tags[name] = self.tags.pop(tensor.name, Tag())
-        tensor.name = name
-        self._names.add(name)
-        self.graph.outputs.append(tensor)
-        return tensor
-
     def state(self, key: str, kind: str, layer: str, value: np.ndarray[Any, Any], **info: Any) -> State:
         """A state tensor as graph input."""
         tensor = self.input(key, value.dtype, value.shape)
@@ -203,17 +195,38 @@ class Model:
             if tensor is old:
                 self.named[key] = new
 
-    def finish(self) -> Model:
-        """Remove what nothing reads, and sort."""
-        self.graph.cleanup().toposort()
-        return self
-
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def to_proto(model: Model) -> onnx.ModelProto:
-    """The model as a file's contents: every node named, tagged in ``metadata_props``; shapes and dtypes of all tensors."""
+def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
+    """The model as a file's contents, ``outputs`` by name: nodes named and tagged, shapes and dtypes of all tensors.
+
+    What no output needs is removed from the model for good; the outputs' names are lent for the file only, since later passes
+    put other tensors in their place.
+    """
+    graph, lent = model.graph, list[tuple[Tensor, str]]()
+    for name, tensor in outputs.items():
+        if not tensor.inputs or any(tensor is t for t, _ in lent):
+            tensor = model.op("Identity", tensor, name="output")
+        lent.append((tensor, tensor.name))
+        model.tags[name] = model.tag(tensor)
+        tensor.name = name
+        graph.outputs.append(tensor)
+    graph.cleanup().toposort()
+    proto = _exported(model)
+    graph.outputs.clear()
+    for tensor, name in lent:
+        tensor.name = name
+    return proto
+
+
+def next_states(model: Model) -> dict[str, Tensor]:
+    """The step's state outputs: ``key.next`` for every state that the step advances."""
+    return {f"{key}.next": state.after for key, state in model.states.items() if state.after is not None}
+
+
+def _exported(model: Model) -> onnx.ModelProto:
     proto = gs.export_onnx(model.graph, do_type_check=False)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
@@ -230,6 +243,10 @@ def to_proto(model: Model) -> onnx.ModelProto:
             if text:
                 node.metadata_props.add(key=PREFIX + key, value=text)
     proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
+    if "expected" in model.notes:
+        proto.metadata_props.add(key=PREFIX + "expected", value=json.dumps(model.notes["expected"], sort_keys=True))
+    if model.stage == "forward":  # parameters are defaults that a caller may override
+        proto.graph.initializer.extend(numpy_helper.from_array(s.value, s.key) for s in model.states.values())
     return proto
 
 

@@ -48,20 +48,22 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
 
 
 def measure(forward: Model, images: Array) -> dict[str, Moments]:
-    """The same from float32 ``images`` [n, C, H, W], already normalised; reach is the greatest magnitude seen."""
-    proto = to_proto(forward)
-    names = [o.name for o in proto.graph.output]
-    extra = [v for v in proto.graph.value_info if v.name not in names]
-    proto.graph.output.extend(extra)
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    results = session.run(None, {"images": images})
-    outputs = dict(zip([o.name for o in session.get_outputs()], results, strict=True)) | {"images": images}
-    return {name: _measured(value.astype(np.float64)) for name, value in outputs.items()}
+    """The same from float32 ``images`` [n, C, H, W], already normalised.
+
+    Reach is the greatest magnitude seen, but for a convolution's output, whose 16 bits leave room for training.
+    """
+    tensors = [n.outputs[0] for n in forward.graph.nodes]
+    session = onnxruntime.InferenceSession(to_proto(forward, {t.name: t for t in tensors}).SerializeToString())
+    results = session.run([t.name for t in tensors], {"images": images})
+    outputs = dict(zip([t.name for t in tensors], results, strict=True)) | {"images": images}
+    convolutions = {n.outputs[0].name for n in forward.graph.nodes if n.op == "Conv"}
+    return {name: _measured(value.astype(np.float64), name in convolutions) for name, value in outputs.items()}
 
 
-def _measured(value: Array) -> Moments:
+def _measured(value: Array, is_convolution: bool) -> Moments:
     axes = tuple(a for a in range(value.ndim) if a != 1)
-    return Moments(value.mean(axes), value.std(axes), abs(value).max(axes))
+    mean, deviation, reach = value.mean(axes), value.std(axes), abs(value).max(axes)
+    return Moments(mean, deviation, abs(mean) + CONVOLUTION_SPREAD * deviation if is_convolution else reach)
 
 
 def _moments(mean: Array, deviation: Array) -> Moments:

@@ -15,6 +15,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.infer import window
+from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.spelling import respell
 
@@ -65,7 +66,7 @@ class _Forward:
                 with model.context(layer=layer_name(node)):
                     self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
         logits = self.values[self.source.outputs[0].name]
-        model.named["logits"] = model.output(logits, "logits")
+        model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
         return model
 
@@ -199,3 +200,6 @@ def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
         if window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis]) < 1:
             raise WageubnError(f"node {node.name!r}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
     return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+
+
+PASS = Pass("import", "read the source file and rewrite it in the one spelling of this stage", import_forward)

@@ -14,6 +14,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for
 from wageubn_onnx.geometry import Window, tap_slices
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
 from wageubn_onnx.passes.lower.lowering import Lowering, Rule
 
@@ -253,15 +254,16 @@ RULES: dict[str, Rule] = {
 }
 
 
-def lower_to_integers(quantized: Model, stage: str, config: Config) -> Model:
+def lower_to_integers(quantized: Model, config: Config) -> Model:
     """The integer graph of ``quantized``: `int_training` of `quant_training`, `int_eval` of its inference form.
 
     States keep their keys and become integers of the narrowest dtype; inputs become uint8 images and int32 scalars.
     Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
     """
-    lower = Lowering(quantized, stage, config)
+    quantized.graph.toposort()
+    lower = Lowering(quantized, quantized.stage, config)
     g = lower.g
-    with g.context(made_by="lower"):
+    with g.context(made_by=PASS.name):
         for name in ("images", "labels", "lr", "gradient_range", "seed"):
             if name in quantized.named:
                 _input(lower, name)
@@ -288,7 +290,7 @@ def lower_to_integers(quantized: Model, stage: str, config: Config) -> Model:
                 value = lower.fixed(lower.value(gradient), gradient.inputs[0])
                 g.gradients[key] = value.tensor
                 g.notes.setdefault("gradient_exponents", {})[key] = value.exponent
-    g.notes["classes"] = quantized.notes["classes"]
+    g.notes |= {"classes": quantized.notes["classes"], "expected": quantized.notes["expected"], "lowered": lower.values}
     return g
 
 
@@ -302,3 +304,6 @@ def _input(lower: Lowering, name: str) -> None:
         fraction = lower.config.profile.learning_rate_fraction
         lower.values[source.name] = Raw(tensor) if name != "lr" else Fixed(tensor, Exponent(-fraction), -(2**27), 2**27)
     lower.g.named[name] = lower.g.graph.inputs[-1]
+
+
+PASS = Pass("lower-to-integers", "every node becomes integer arithmetic on mantissas, by its rule", lower_to_integers)

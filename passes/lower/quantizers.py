@@ -121,13 +121,14 @@ def _root(lower: Lowering, node: gs.Node, value: Root, target: Exponent) -> Fixe
     up = ratio.exponent.static - unit
     numbers, exponent = mantissas(constant.values)
     lower.checked(ratio.numerator.bound, RATIO_LIMIT, node)
-    lower.checked(ratio.denominator.hi * 2**up, RATIO_LIMIT, node)
+    factor, more = 2 ** max(up, 0), 2 ** max(-up, 0)
+    lower.checked(ratio.denominator.hi * factor * more, RATIO_LIMIT, node)
     g = lower.g
+    count = lower.cast(ratio.denominator.tensor, np.int64)
+    if more > 1:
+        count = g.op("Mul", count, g.scalar(more, np.int64), name="count")
     offset = g.constant((numbers * 2 ** (exponent - unit)).astype(np.int64), np.int64, name="epsilon")
-    inputs = [
-        lower.cast(ratio.numerator.tensor, np.int64), lower.cast(ratio.denominator.tensor, np.int64),
-        g.scalar(2**up, np.int64), offset,
-    ]  # fmt: skip
+    inputs = [lower.cast(ratio.numerator.tensor, np.int64), count, g.scalar(factor, np.int64), offset]
     return _emit(lower, node, integer.DIRECT_ROOT, inputs, target, node.outputs[0].shape)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from wageubn_onnx.autodiff.reverse import replay
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.passbase import Pass
 
 
 def training_form(forward: Model, config: Config) -> Model:
@@ -33,8 +34,12 @@ def _replayed(forward: Model, stage: str, batch: int | str) -> Model:
                 bound[key] = model.slot(tensor, state.kind) if slotted else tensor
         tape = replay(forward, model, bound, training=stage == "fp_training")
     model.named["logits"] = bound[forward.named["logits"].name]
-    model.notes["classes"] = forward.notes["classes"]
+    model.notes |= {"classes": forward.notes["classes"], "ranges": forward.notes["ranges"]}
     if stage == "fp_training":
         model.notes["tape"] = tape
         model.notes["slots"] = {key: bound[key] for key in forward.states}
     return model
+
+
+TRAINING = Pass("unroll-training", "replay `forward` by the gradient rules, with batch statistics and a fixed batch", training_form)
+EVALUATION = Pass("unroll-evaluation", "replay `forward` with running statistics, for any batch", evaluation_form)

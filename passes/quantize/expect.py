@@ -1,0 +1,28 @@
+"""Note which quantizers every layer must have, before the first one stands: what the audit later holds the file to."""
+
+from __future__ import annotations
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model
+from wageubn_onnx.passbase import Pass
+
+# Places that the gradient rules and the training passes mark, and that a quantizer of the same role must fill
+REQUIRED = frozenset(
+    """I W bias C A E1 E2 E.sum gamma beta BN.mu BN.sigma BN.x BN.A BN.K BN.B BN.running_mean BN.running_var
+    G.W G.gamma G.beta G.bias G.decay M.coefficient M.W M.gamma M.beta M.bias lr U.W U.gamma U.beta U.bias S.p loss""".split()
+)
+IN_EVALUATION = frozenset("I W bias C A gamma beta BN.mu BN.sigma BN.x".split())
+
+
+def expect(g: Model, config: Config) -> None:
+    """Put layer -> sorted roles into ``notes['expected']``; the role C of the logits is Z."""
+    expected: dict[str, set[str]] = {}
+    for node in g.graph.nodes:
+        tensor = node.outputs[0]
+        tag = g.tag(tensor)
+        if tag.role in REQUIRED:
+            expected.setdefault(tag.layer, set()).add("Z" if tensor is g.named["logits"] else tag.role)
+    g.notes["expected"] = {layer: sorted(roles) for layer, roles in sorted(expected.items())}
+
+
+PASS = Pass("expect", "note which quantizers every layer must have", expect)

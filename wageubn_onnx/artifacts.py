@@ -1,0 +1,71 @@
+"""The artifact folder: five stages, two initial states, one manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.runtime.files import save_tensors
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What `convert` makes. files: stage -> model; fp_state and state: key -> initial value; manifest: see docs/artifacts.md."""
+
+    files: dict[str, onnx.ModelProto]
+    fp_state: dict[str, np.ndarray[Any, Any]]
+    state: dict[str, np.ndarray[Any, Any]]
+    manifest: dict[str, Any]
+
+    def summary(self) -> list[tuple[str, int, int, int]]:
+        """Rows of (stage, nodes, quantize nodes, bytes)."""
+        return [
+            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), m.ByteSize()) for stage, m in self.files.items()
+        ]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder; into an existing one the files are moved when all are complete, the manifest last.
+
+        Raises WageubnError where ``folder`` is a file, or holds something else than artifacts.
+        """
+        target = Path(folder)
+        if target.exists() and not target.is_dir():
+            raise WageubnError(f"{target}: is a file; give a folder to write to")
+        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+            raise WageubnError(f"{target}: holds other files; give an empty or a new folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            self._write(made)
+            if target.is_dir():
+                names = sorted(p.name for p in made.iterdir() if p.name != MANIFEST)
+                for name in (*names, MANIFEST):
+                    os.replace(made / name, target / name)
+            else:
+                made.chmod(0o755)
+                os.rename(made, target)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        for stage, model in self.files.items():
+            (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        save_tensors(folder / "state.safetensors", self.state)
+        save_tensors(folder / "fp_state.safetensors", self.fp_state)
+        (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
+
+
+def _is_quantizer(node: onnx.NodeProto) -> bool:
+    return node.domain == DOMAIN and any(a.name == "role" for a in node.attribute)

@@ -1,0 +1,104 @@
+"""The manifest: the contract by which any program can drive the step (format 1, docs/artifacts.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wageubn_onnx import __version__
+from wageubn_onnx.config import Config
+from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
+from wageubn_onnx.graph import DOMAIN, Model, State
+
+PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")
+
+
+def describe(
+    source: Path, config: Config, fp_state: dict[str, Any], quantized: Model, step: Model, evaluation: Model
+) -> dict[str, Any]:
+    """The manifest of one conversion; ``quantized`` knows each quantizer, ``step`` what it became."""
+    lowered: dict[str, Value] = step.notes["lowered"]
+    return {
+        "format": 1,
+        "source": {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+        "profile": config.profile.name,
+        "tools": {"wageubn-onnx": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
+        "optimizer": {
+            "momentum": config.profile.momentum,
+            "fp_momentum": config.momentum,
+            "weight_decay": _rounded(config.weight_decay, config.profile.constant_bits),
+            "fp_weight_decay": config.weight_decay,
+        },
+        "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}, "health": []},
+        "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
+        "fp_step": {"model": "fp_training.onnx", **{n: n for n in ("images", "labels", "lr", "loss", "correct")}},
+        "fp_eval": {"model": "forward.onnx", "images": "images", "logits": "logits"},
+        "state": [_names(key) for key in step.states],
+        "fp_state": [_names(key) for key in fp_state],
+        "exponents": {"lr": -config.profile.learning_rate_fraction, **step.notes["exponents"]},
+        "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
+        "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
+    }
+
+
+def _names(key: str) -> dict[str, str]:
+    return {"in": key, "out": f"{key}.next", "key": key}
+
+
+def _rounded(value: float, bits: int) -> float:
+    step = 2.0 ** (int(np.frexp(value)[1]) - bits)
+    return float(np.round(value / step) * step) if value else 0.0
+
+
+def _state_format(state: State) -> dict[str, Any]:
+    """dtype, exponent, least and greatest mantissa; ``scale_log2`` where values are the source's times 2^that, per channel."""
+    entry = {"dtype": state.value.dtype.name, "shape": list(state.value.shape), "exponent": state.info["exponent"]}
+    entry |= {"min": state.info["least"], "max": state.info["limit"], "kind": state.kind, "layer": state.layer}
+    if isinstance(state.info.get("scale_log2"), list):
+        entry["scale_log2"] = state.info["scale_log2"]
+    return entry
+
+
+def _quantizer(quantized: Model, node: Any, lowered: dict[str, Value]) -> dict[str, Any] | None:
+    if node.domain != DOMAIN or "role" not in node.attrs:
+        return None
+    value = lowered[node.outputs[0].name]
+    fixed = value.low if isinstance(value, Pair) else value
+    if not isinstance(fixed, Fixed):
+        return None
+    entry = {
+        "node": fixed.tensor.inputs[0].name,
+        "layer": quantized.tag(node.outputs[0]).layer,
+        "role": node.attrs["role"],
+        "function": node.op,
+        "bits": node.attrs["bits"],
+    }
+    return entry | _exponent(fixed.exponent) | {"min": fixed.lo, "max": fixed.hi, "rounding": node.attrs["rounding"]}
+
+
+def _exponent(exponent: Exponent) -> dict[str, Any]:
+    """``fraction`` where static; else the ``exponent`` tensors of the step, to be summed, and what is to be added to them."""
+    if not exponent.terms:
+        return {"fraction": -exponent.static}
+    names = [t.name for t in exponent.terms]
+    if len(names) == 1 and not exponent.static:
+        return {"exponent": names[0]}
+    return {"exponent": names, "exponent_offset": exponent.static}
+
+
+def _activations(quantized: Model, lowered: dict[str, Value]) -> dict[str, Any]:
+    """The format of every activation of the step, by its tensor in `int_training`."""
+    found = {}
+    for tensor in quantized.by_role("A", "I", "S", "Z"):
+        value = lowered.get(tensor.name)
+        if isinstance(value, Fixed) and tensor.inputs[0].domain == DOMAIN:
+            entry = {"dtype": value.tensor.dtype.name, "exponent": value.exponent.static, "min": value.lo, "max": value.hi}
+            found[value.tensor.name] = entry
+    return found

@@ -1,0 +1,133 @@
+"""THE list: every stage and every pass, in order, and `convert`, which runs it from top to bottom."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model, Tensor, next_states, to_proto
+from wageubn_onnx.manifest import describe
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.importing import formats, forward
+from wageubn_onnx.passes.lower import integers
+from wageubn_onnx.passes.quantize import (
+    activations,
+    batchnorm,
+    bn_backward,
+    constants,
+    convolutions,
+    errors,
+    expect,
+    gradients,
+    inputs,
+    momentum,
+    rescale,
+    updates,
+    weights,
+)
+from wageubn_onnx.passes.quantize import loss as quantize_loss
+from wageubn_onnx.passes.training import backward, loss, sgd, unroll
+from wageubn_onnx.stages import check_stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline: the passes that lead to it from the stage before (`int_eval`: from `forward`)."""
+
+    name: str
+    summary: str
+    passes: tuple[Pass, ...]
+
+    def __call__(self, before: Any, config: Config) -> Model:
+        """Run the passes in order and check nothing: `check_stage` looks at the file."""
+        model = before
+        for step in self.passes:
+            model = step(model, config)
+        model.stage = self.name
+        return model  # type: ignore[no-any-return]
+
+
+# The quantizers of the forward half serve training and inference alike
+FORWARD_QUANTIZERS = (
+    expect.PASS,
+    rescale.PASS,
+    inputs.PASS,
+    weights.PASS,
+    convolutions.PASS,
+    activations.PASS,
+    batchnorm.PASS,
+)
+
+FORWARD = Stage("forward", "the source network in one spelling", (forward.PASS, formats.PASS))
+FP_TRAINING = Stage(
+    "fp_training", "a float training step: state in, state out", (unroll.TRAINING, loss.PASS, backward.PASS, sgd.PASS)
+)
+QUANT_TRAINING = Stage(
+    "quant_training",
+    "every data path on its grid, still in float",
+    (
+        *FORWARD_QUANTIZERS,
+        errors.PASS,
+        bn_backward.PASS,
+        gradients.PASS,
+        momentum.PASS,
+        updates.PASS,
+        quantize_loss.PASS,
+        constants.PASS,
+    ),
+)
+INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS,))
+INT_EVAL = Stage("int_eval", "integer inference from the same state", (unroll.EVALUATION, *FORWARD_QUANTIZERS, integers.PASS))
+
+STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, INT_EVAL)
+
+
+def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
+    """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
+
+    Raises WageubnError, one line, for anything that cannot be converted; then nothing is written.
+    """
+    config = config or Config()
+    source = FORWARD(model, config)
+    files = {"forward": _written(source, {"logits": source.named["logits"]})}
+
+    step = FP_TRAINING(source, config)
+    fp_state = {key: state.value for key, state in step.states.items()}
+    files["fp_training"] = _written(step, _step_outputs(step, config))
+
+    step = QUANT_TRAINING(step, config)
+    files["quant_training"] = _written(step, _step_outputs(step, config))
+    quantized = step
+
+    step = INT_TRAINING(step, config)
+    files["int_training"] = _written(step, _step_outputs(step, config))
+
+    evaluation = INT_EVAL(source, config)
+    files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
+
+    state = {key: s.value for key, s in step.states.items()}
+    artifacts = Artifacts(files, fp_state, state, describe(Path(model), config, fp_state, quantized, step, evaluation))
+    if out is not None:
+        artifacts.save(out)
+    return artifacts
+
+
+def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
+    proto = to_proto(model, outputs)
+    check_stage(proto, model.stage)
+    return proto
+
+
+def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
+    """Every state's next value, loss and correct; on request the parameters' gradients, before weight decay and quantizers."""
+    outputs = next_states(model) | {name: model.named[name] for name in ("loss", "correct")}
+    if config.expose_gradients:
+        outputs |= {f"{key}.gradient": gradient for key, gradient in model.gradients.items()}
+        outputs |= {f"{key}.gradient.exponent": e.tensor(model) for key, e in model.notes.get("gradient_exponents", {}).items()}
+    return outputs

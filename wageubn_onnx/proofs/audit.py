@@ -1,0 +1,204 @@
+"""The audit: on a file alone, that nothing float is left, that every layer has its quantizers, and that every kernel is exact.
+
+Functions are inlined first, so that nothing hides in a body, and onnx's strict shape inference must then find every tensor's dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google.protobuf.message
+import onnx
+import onnx.inliner
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import DOMAIN, PREFIX, node_tag
+from wageubn_onnx.stages import INTEGERS
+
+T = onnx.TensorProto
+
+# onnxruntime 1.31 on the CPU computes these wrongly for values beyond 2^31, or cannot run them (docs/runtimes.md)
+FORBIDDEN: dict[tuple[str, int], str] = {
+    **{
+        (op, T.INT64): "wrong for int64 beyond 2^31 in onnxruntime 1.31; use Greater and Where"
+        for op in ("Min", "Max", "Clip", "Sign", "ReduceMax", "ReduceMin")
+    },
+    **{(op, t): "inexact for large sums in onnxruntime 1.31" for op in ("Einsum", "ReduceSumSquare") for t in (T.INT32, T.INT64)},
+    **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
+}
+FLOAT_OPS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}  # float by their scales
+# Operators through which a product's operand may come from its quantizer: they only move elements, or flip the sign bit
+MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Pad", "Unsqueeze", "Flatten", "Identity", "Cast", "BitwiseXor", "MaxPool"}
+PRODUCTS = {"ConvInteger", "MatMulInteger"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """kind: float, dtype, kernel, gap or operand; where: the node, tensor or layer; message: what is wrong."""
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass
+class Report:
+    """The audit's answer: ok where nothing was found. coverage counts what was looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+def audit(path: str | os.PathLike[str]) -> Report:
+    """Audit the ONNX file ``path``. Raises WageubnError where it cannot be read as ONNX."""
+    file = Path(path)
+    if not file.is_file():
+        raise WageubnError(f"{file}: no such file; give an ONNX model or an artifact folder")
+    try:
+        model = onnx.load(file)
+    except google.protobuf.message.DecodeError:
+        raise WageubnError(f"{file}: not an ONNX file, or a truncated one") from None
+    if not model.graph.node:
+        raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    return audit_model(model)
+
+
+def audit_model(model: onnx.ModelProto) -> Report:
+    """Audit a model in memory."""
+    report = Report()
+    _check_written_floats(model, report)
+    _check_inlined(model, report)
+    _check_coverage(model, report)
+    _check_operands(model, report)
+    return report
+
+
+def _check_written_floats(model: onnx.ModelProto, report: Report) -> None:
+    """Whatever the file itself declares: inputs, outputs, initializers, constants, casts, also inside function bodies."""
+    graph = model.graph
+    for kind, values in (("input", graph.input), ("output", graph.output), ("tensor", graph.value_info)):
+        for value in values:
+            _note_dtype(report, value.type.tensor_type.elem_type, f"{kind} {value.name!r}", kind in ("input", "output"))
+    for initializer in graph.initializer:
+        _note_dtype(report, initializer.data_type, f"initializer {initializer.name!r}", False)
+    for where, node in _all_nodes(model):
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name.startswith("value_float"):
+                report.findings.append(Finding("float", where, "a float Constant"))
+            if attribute.HasField("t"):
+                _note_dtype(report, attribute.t.data_type, where, False)
+            if node.op_type == "Cast" and attribute.name == "to" and not attribute.ref_attr_name:
+                _note_dtype(report, attribute.i, f"{where} (Cast)", False)
+        if node.op_type in FLOAT_OPS:
+            report.findings.append(Finding("float", where, f"{node.op_type} computes through float scales"))
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Every node with a name for it, function bodies and subgraphs included."""
+
+    def walk(nodes: Any, prefix: str) -> Iterator[tuple[str, onnx.NodeProto]]:
+        for index, node in enumerate(nodes):
+            where = f"{prefix}node {node.name or f'{index} ({node.op_type} -> {node.output[0]})'!s}"
+            yield where, node
+            for attribute in node.attribute:
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from walk(graph.node, f"{where}, subgraph ")
+
+    yield from walk(model.graph.node, "")
+    for function in model.functions:
+        yield from walk(function.node, f"function {function.name}, ")
+
+
+def _note_dtype(report: Report, dtype: int, where: str, is_interface: bool) -> None:
+    if dtype in INTEGERS or (dtype == T.BOOL and not is_interface):
+        return
+    name = T.DataType.Name(dtype) if dtype else "of unknown type"
+    report.findings.append(Finding("float" if dtype in FLOATS else "dtype", where, f"is {name}; only integers may be here"))
+
+
+FLOATS = {T.FLOAT, T.DOUBLE, T.FLOAT16, T.BFLOAT16}
+
+
+def _check_inlined(model: onnx.ModelProto, report: Report) -> None:
+    """After inlining: a dtype for every tensor, all integer, and no operator where its kernel is wrong."""
+    flat = onnx.inliner.inline_local_functions(model)
+    try:
+        flat = onnx.shape_inference.infer_shapes(flat, check_type=True, strict_mode=True, data_prop=False)
+    except onnx.shape_inference.InferenceError as error:
+        report.findings.append(Finding("dtype", "the inlined graph", f"types do not fit: {' '.join(str(error).split())[:200]}"))
+        return
+    graph = flat.graph
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    dtypes |= {t.name: t.data_type for t in graph.initializer}
+    seen = {f.where for f in report.findings}
+    for node in graph.node:
+        for name in node.output:
+            dtype = dtypes.get(name, 0)
+            if name and dtype not in INTEGERS and dtype != T.BOOL and f"tensor {name!r}" not in seen:
+                _note_dtype(report, dtype, f"tensor {name!r}", False)
+        operand = dtypes.get(node.input[0], 0) if node.input else 0
+        reason = FORBIDDEN.get((node.op_type, operand))
+        if reason:
+            report.findings.append(Finding("kernel", f"node {node.name or node.output[0]!r}", f"{node.op_type}: {reason}"))
+    report.coverage["tensors"] = sum(len(n.output) for n in graph.node)
+    report.coverage["nodes"] = len(graph.node)
+
+
+def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
+    """Every layer has the quantizers that its float form asked for; a quantize node counts by its function, layer and role."""
+    props = {p.key: p.value for p in model.metadata_props}
+    if PREFIX + "expected" not in props:
+        report.findings.append(Finding("gap", "the model", "does not say which quantizers it should have; only converted models do"))
+        return
+    expected: dict[str, list[str]] = json.loads(props[PREFIX + "expected"])
+    present: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        if node.domain == DOMAIN and any(a.name == "role" for a in node.attribute):
+            tag = node_tag(node)
+            present.setdefault(tag.layer, set()).add(tag.role)
+    for layer, roles in expected.items():
+        for role in roles:
+            if role not in present.get(layer, set()):
+                report.findings.append(Finding("gap", f"layer {layer!r}", f"has no quantizer of role {role}"))
+    report.coverage["layers"] = len(expected)
+    report.coverage["quantizers"] = sum(map(len, expected.values()))
+
+
+def _check_operands(model: onnx.ModelProto, report: Report) -> None:
+    """Both operands of every integer product come from quantize nodes through operators that only move elements."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    count = 0
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            count += 1
+            for operand in node.input[:2]:
+                loose = _unquantized_source(operand, makers)
+                if loose:
+                    report.findings.append(Finding("operand", f"node {node.name!r}", f"{loose!r} reaches it without a quantizer"))
+    report.coverage["products"] = count
+
+
+def _unquantized_source(name: str, makers: dict[str, onnx.NodeProto]) -> str:
+    """The first tensor on the way back that neither a quantizer nor a moving operator makes; empty where all is well."""
+    pending, seen = [name], set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        node = makers.get(current)
+        if node is not None and node.domain == DOMAIN:
+            continue
+        if node is None or node.op_type not in MOVES:
+            return current
+        pending += node.input if node.op_type == "Concat" else node.input[:1]
+    return ""
