@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from wageubn_onnx.errors import WageubnError
 
@@ -30,7 +30,7 @@ class MetricsFile:
         self.size += self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(
