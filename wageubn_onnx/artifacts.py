@@ -32,7 +32,8 @@ class Artifacts:
     def summary(self) -> list[tuple[str, int, int, int]]:
         """Rows of (stage, nodes, quantize nodes, bytes)."""
         return [
-            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), m.ByteSize()) for stage, m in self.files.items()
+            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), m.ByteSize())
+            for stage, m in self.files.items()
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:

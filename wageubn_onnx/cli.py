@@ -102,9 +102,7 @@ def _example(text: str) -> str:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of onnxruntime [default: its own]."
-)
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime [default: its own].")
 float_option = click.option("--float", "in_float", is_flag=True, help="Use the FP32 models of DIR instead.")
 data_option = click.option(
     "--data",
@@ -125,15 +123,11 @@ def cli() -> None:
 @click.argument("model", type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="The folder to write.")
 @click.option("--batch", default=Config.batch, show_default=True, help="Images a training step takes.")
-@click.option(
-    "--mean", type=_numbers(float), default=Config.mean, help="Per channel: x = (pixel * scale - mean) / std."
-)
+@click.option("--mean", type=_numbers(float), default=Config.mean, help="Per channel: x = (pixel * scale - mean) / std.")
 @click.option("--std", type=_numbers(float), default=Config.std, help="Per channel, see --mean.")
 @click.option("--scale", default=Config.scale, help="Factor of the pixels [default: 1/255].")
 @click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats with its images.")
-@click.option(
-    "--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them."
-)
+@click.option("--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them.")
 @click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
 @click.option("--weight-decay", default=Config.weight_decay, show_default=True, help="Of both steps.")
 @click.option("--momentum", default=Config.momentum, show_default=True, help="Of the FP32 step.")
@@ -235,9 +229,7 @@ trained network at about 0.01, train from scratch at 0.1 to 0.2; ten times too m
     metavar="FOLDER",
     help=("For checkpoint.safetensors and metrics.jsonl [default: DIR/run, or DIR/fp_run with --float]."),
 )
-@click.option(
-    "--resume", is_flag=True, help="Go on from the checkpoint in FOLDER, to the same bits as without a break."
-)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in FOLDER, to the same bits as without a break.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of images and the stochastic roundings.")
 @click.option("--log-every", default=50, show_default=True, help="Steps between two step lines of the metrics.")
 @threads_option
@@ -293,9 +285,7 @@ def train(
 @threads_option
 @float_option
 @json_option
-def evaluate(
-    folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool
-) -> None:
+def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool) -> None:
     """Test the network of DIR, in integers (or FP32), on the test images of DATA."""
     from wageubn_onnx.runtime.data import load_data
 

@@ -160,7 +160,9 @@ def mantissas(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
     nonzero = [float(v) for v in np.ravel(values) if v != 0]
     if nonzero:
         exponent = min(_trailing(v) for v in nonzero)
-    return np.array([round(math.ldexp(float(v), -exponent)) for v in np.ravel(values)], dtype=object).reshape(values.shape), exponent
+    return np.array([round(math.ldexp(float(v), -exponent)) for v in np.ravel(values)], dtype=object).reshape(
+        values.shape
+    ), exponent
 
 
 def _trailing(value: float) -> int:

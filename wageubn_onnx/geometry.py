@@ -47,7 +47,7 @@ class Window:
     def inside(self, tap: tuple[int, int], size: Sequence[int], out: Sequence[int]) -> np.ndarray[Any, Any]:
         """Whether this tap of each window lies on the image, not on its padding: bool [1, 1, OH, OW]."""
         rows, columns = (
-            (0 <= (o := np.arange(out[a]) * self.strides[a] + tap[a] * self.dilations[a] - self.before[a])) & (o < size[a])
+            ((o := np.arange(out[a]) * self.strides[a] + tap[a] * self.dilations[a] - self.before[a]) >= 0) & (o < size[a])
             for a in range(2)
         )
         return (rows[:, None] & columns[None, :])[None, None]

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ IR_VERSION = 9
 DOMAIN = "wageubn"  # the project's own functions
 PREFIX = "wageubn."  # of every metadata key
 
-Tensor = gs.Tensor
+Tensor: TypeAlias = gs.Tensor
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ class Model:
         layer = self._context.layer
         base = self.unique(f"{layer}/{name}" if layer else name)
         outputs = [
-            gs.Variable(base if i == 0 else self.unique(f"{base}:{i}"), dtype=t.dtype, shape=t.shape)
-            for i, t in enumerate(types)
+            gs.Variable(base if i == 0 else self.unique(f"{base}:{i}"), dtype=t.dtype, shape=t.shape) for i, t in enumerate(types)
         ]
         node = gs.Node(kind, base, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain or None)
         self.graph.nodes.append(node)
@@ -227,7 +226,7 @@ def next_states(model: Model) -> dict[str, Tensor]:
 
 
 def _exported(model: Model) -> onnx.ModelProto:
-    proto = gs.export_onnx(model.graph, do_type_check=False)
+    proto: onnx.ModelProto = gs.export_onnx(model.graph, do_type_check=False)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     proto.ir_version = IR_VERSION

@@ -81,9 +81,7 @@ def _cast(inputs: Inputs, attrs: Attrs) -> TensorType:
 def _conv(inputs: Inputs, attrs: Attrs, dtype: Any = None) -> TensorType:
     x, w = inputs[:2]
     pads, strides, dilations = attrs["pads"], attrs["strides"], attrs["dilations"]
-    spatial = [
-        window(x.shape[2 + a], w.shape[2 + a], strides[a], pads[a], pads[a + 2], dilations[a]) for a in range(2)
-    ]
+    spatial = [window(x.shape[2 + a], w.shape[2 + a], strides[a], pads[a], pads[a + 2], dilations[a]) for a in range(2)]
     return TensorType(dtype or x.dtype, [x.shape[0], w.shape[0], *spatial])
 
 

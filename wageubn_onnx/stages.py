@@ -14,15 +14,77 @@ T = onnx.TensorProto
 INTEGERS = frozenset({T.INT8, T.UINT8, T.INT16, T.INT32, T.INT64, T.UINT16, T.UINT32, T.UINT64})
 
 FORWARD_OPS = frozenset(
-    "Conv BatchNormalization Relu Add MaxPool AveragePool GlobalAveragePool Flatten Gemm Identity".split()
+    ["Conv", "BatchNormalization", "Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Gemm", "Identity"]
 )
 TRAINING_OPS = frozenset(
-    """Conv ConvTranspose MatMul Add Sub Mul Div Sqrt Relu Max Exp Log Greater Equal And Or Not Where MaxPool AveragePool
-    GlobalAveragePool ReduceSum ReduceMax Reshape Flatten Transpose Slice Concat Pad Unsqueeze Expand Identity Cast ArgMax""".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "MatMul",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Sqrt",
+        "Relu",
+        "Max",
+        "Exp",
+        "Log",
+        "Greater",
+        "Equal",
+        "And",
+        "Or",
+        "Not",
+        "Where",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceSum",
+        "ReduceMax",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Pad",
+        "Unsqueeze",
+        "Expand",
+        "Identity",
+        "Cast",
+        "ArgMax",
+    ]
 )
 INTEGER_OPS = frozenset(
-    """ConvInteger MatMulInteger Add Sub Mul Div Max Greater Equal And Or Not Where MaxPool ReduceSum ReduceMax Reshape Flatten
-    Transpose Slice Concat Pad Unsqueeze Expand Identity Cast ArgMax BitwiseXor""".split()
+    [
+        "ConvInteger",
+        "MatMulInteger",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Max",
+        "Greater",
+        "Equal",
+        "And",
+        "Or",
+        "Not",
+        "Where",
+        "MaxPool",
+        "ReduceSum",
+        "ReduceMax",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Pad",
+        "Unsqueeze",
+        "Expand",
+        "Identity",
+        "Cast",
+        "ArgMax",
+        "BitwiseXor",
+    ]
 )
 
 

@@ -78,9 +78,13 @@ class _Forward:
     def parameter(self, tensor: gs.Tensor, kind: str, node: gs.Node) -> Tensor:
         """A constant operand as a state keyed by its own name; shared parameters are refused."""
         if not isinstance(tensor, gs.Constant):
-            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is computed, not stored; export it as an initializer")
+            raise WageubnError(
+                f"node {node.name!r}: its {kind} {tensor.name!r} is computed, not stored; export it as an initializer"
+            )
         if tensor.name in self.model.states:
-            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is shared with another node; give each node its own")
+            raise WageubnError(
+                f"node {node.name!r}: its {kind} {tensor.name!r} is shared with another node; give each node its own"
+            )
         value = np.ascontiguousarray(tensor.values, dtype=np.float32)
         return self.model.state(tensor.name, kind, layer_name(node), value).tensor
 

@@ -23,11 +23,9 @@ def respell(model: onnx.ModelProto, batch: int) -> gs.Graph:
     graph.fold_constants(error_ok=False, size_threshold=None).cleanup().toposort()
     proto = onnx.shape_inference.infer_shapes(gs.export_onnx(graph), data_prop=True)
     graph = gs.import_onnx(proto)
-    changed = True
-    while changed:
-        changed = any([rewrite(graph, node) for node in list(graph.nodes) for rewrite in REWRITES.get(node.op, ())])
+    while sum(rewrite(graph, node) for node in list(graph.nodes) for rewrite in REWRITES.get(node.op, ())):
         graph.cleanup()
-    return graph.toposort()
+    return graph.cleanup().toposort()
 
 
 def _fix_input(graph: gs.Graph, batch: int) -> None:
@@ -104,7 +102,9 @@ def _global_pool(graph: gs.Graph, node: gs.Node) -> bool:
     """An average over the whole map is the global average."""
     x = node.inputs[0]
     if node.op == "ReduceMean":
-        axes = node.attrs.get("axes") or [int(a) for a in node.inputs[1].values] if len(node.inputs) > 1 else node.attrs.get("axes")
+        axes = (
+            node.attrs.get("axes") or [int(a) for a in node.inputs[1].values] if len(node.inputs) > 1 else node.attrs.get("axes")
+        )
         if x.shape is None or len(x.shape) != 4 or axes is None or sorted(a % 4 for a in axes) != [2, 3]:
             return False
         if not node.attrs.get("keepdims", 1):

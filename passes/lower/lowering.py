@@ -1,8 +1,8 @@
 """The walk that turns a graph on quantized grids into integers, and what its rules share.
 
-Each node of the float graph has one rule (the table is `passes.lower.integers.RULES`). A rule sees its operands as `Value`s
-and emits integer nodes; what it emits carries bounds that hold for every input, and a rule refuses, naming the node, where a bound
-leaves what its kernel computes exactly:
+Each node of the float graph has one rule (the table is `RULES` in integers.py). A rule sees its operands as `Value`s and emits
+integer nodes; what it emits carries bounds that hold for every input, and a rule refuses, naming the node, where a bound leaves
+what its kernel computes exactly:
 
 * int32 arithmetic below 2^31, operands of a run-time requantization below 2^28 (see quantizers/integer.py);
 * int64 sums below 2^53, beyond which onnxruntime's reductions are inexact.
@@ -56,7 +56,9 @@ class Lowering:
             high, low = value.high, value.low
             raised = self.multiply(high, Fixed(self.g.scalar(128, np.int32), Exponent(), 128, 128), node)
             return self.add(Fixed(raised.tensor, low.exponent, raised.lo, raised.hi), low, node)
-        raise WageubnError(f"node {node.name!r}: {type(value).__name__} needs a quantizer before {node.op}; this is a fault of a pass")
+        raise WageubnError(
+            f"node {node.name!r}: {type(value).__name__} needs a quantizer before {node.op}; this is a fault of a pass"
+        )
 
     def constant(self, value: Constant) -> Fixed:
         numbers, exponent = mantissas(value.values)
@@ -113,14 +115,18 @@ class Lowering:
     def width(self, bound: int, node: gs.Node, *operands: Tensor) -> Any:
         """int32 where the bound and the operands allow it, else int64; refuses what leaves int64's exact range."""
         if bound >= INT64_LIMIT:
-            raise ProofFailed(f"node {node.name!r}: {node.op} may reach {bound} (2^{math.log2(bound):.1f}), beyond 2^53; use a smaller --batch")
+            raise ProofFailed(
+                f"node {node.name!r}: {node.op} may reach {bound} (2^{math.log2(bound):.1f}), beyond 2^53; use a smaller --batch"
+            )
         wide = bound >= INT32_LIMIT or any(o.dtype == np.int64 for o in operands)
         return np.dtype(np.int64 if wide else np.int32)
 
     def checked(self, bound: int, limit: int, node: gs.Node) -> None:
         """Refuse a bound that does not stay below ``limit``."""
         if bound >= limit:
-            raise ProofFailed(f"node {node.name!r}: {node.op} may reach {bound}, and must stay below {limit}; use a smaller --batch or image")
+            raise ProofFailed(
+                f"node {node.name!r}: {node.op} may reach {bound}, and must stay below {limit}; use a smaller --batch or image"
+            )
 
     def reduce_sum(self, x: Fixed, axes: Sequence[int], keepdims: int, node: gs.Node) -> Fixed:
         """Exact sum: int32 where it fits, else over the image in int32 and over the batch in int64, else all in int64."""

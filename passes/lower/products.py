@@ -27,7 +27,9 @@ def conv(lower: Lowering, node: gs.Node) -> Value:
     return _convolve(lower, node, x, w, node.attrs["pads"], node.attrs["strides"], node.attrs["dilations"])
 
 
-def _convolve(lower: Lowering, node: gs.Node, x: Fixed, w: Fixed, pads: list[int], strides: list[int], dilations: list[int]) -> Fixed:
+def _convolve(
+    lower: Lowering, node: gs.Node, x: Fixed, w: Fixed, pads: list[int], strides: list[int], dilations: list[int]
+) -> Fixed:
     (xu, x_zero), (wu, w_zero) = lower.unsigned(x), lower.unsigned(w)
     bound = math.prod(w.tensor.shape[1:]) * x.bound * w.bound
     lower.checked(bound, 2**SHIFT_LIMIT, node)
@@ -72,7 +74,7 @@ def _turned(lower: Lowering, w: Fixed) -> Fixed:
 
 
 def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Product) -> Value:
-    """product(a, b) where either may be a flag pair: the parts' products, combined here if int32 allows, else by the quantizer."""
+    """product(a, b) where either may be a flag pair: combined here if int32 allows, else by the quantizer."""
     if isinstance(a, Pair):
         parts = [product(part, lower.fixed(b, node)) for part in (a.high, a.low)]
     elif isinstance(b, Pair):

@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.fixedpoint import Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for, mantissas
+from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for, mantissas
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.infer import TensorType
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
@@ -30,14 +30,18 @@ def _bounds(node: gs.Node) -> tuple[int, int]:
     return int(node.attrs["lo"]), int(node.attrs["hi"])
 
 
-def _emit(lower: Lowering, node: gs.Node, function: onnx.FunctionProto, inputs: list[Tensor], exponent: Exponent, shape: Any) -> Fixed:
+def _emit(
+    lower: Lowering, node: gs.Node, function: onnx.FunctionProto, inputs: list[Tensor], exponent: Exponent, shape: Any
+) -> Fixed:
     """One call with one output, in the narrowest dtype of its bounds."""
     lo, hi = _bounds(node)
     dtype = dtype_for(lo, hi)
     attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi)
     lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
     lower.g.functions.setdefault("RoundShiftWide", integer.ROUND_SHIFT_WIDE)
-    tensor = lower.g.call(function, inputs, [TensorType(dtype, shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)[0]
+    tensor = lower.g.call(
+        function, inputs, [TensorType(dtype, shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs
+    )[0]
     return Fixed(tensor, exponent, lo, hi)
 
 
@@ -88,7 +92,14 @@ def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixe
     g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
     attrs = _attributes(node, drop=drop)
     inputs = [value.high.tensor, value.low.tensor]
-    tensor = g.call(integer.PAIR, inputs, [TensorType(np.dtype(np.int32), shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)[0]
+    tensor = g.call(
+        integer.PAIR,
+        inputs,
+        [TensorType(np.dtype(np.int32), shape)],
+        str(node.name).rsplit("/", 1)[-1],
+        node.attrs["role"],
+        attrs,
+    )[0]
     return Fixed(tensor, target, -bound, bound)
 
 
@@ -96,7 +107,9 @@ def _ratio(lower: Lowering, node: gs.Node, value: Ratio, target: Exponent) -> Fi
     """round(numerator / denominator): in int32 where both fit after the shift, else in int64."""
     g, top, bottom = lower.g, value.numerator, value.denominator
     if not value.exponent.same_terms(target):
-        raise WageubnError(f"node {node.name!r}: a ratio on a run-time exponent needs a grid on the same; this is a fault of a pass")
+        raise WageubnError(
+            f"node {node.name!r}: a ratio on a run-time exponent needs a grid on the same; this is a fault of a pass"
+        )
     shift = target.static - value.exponent.static
     _, hi = _bounds(node)
     up, down = 2 ** max(-shift, 0), 2 ** max(shift, 0)
@@ -142,7 +155,9 @@ def _image(lower: Lowering, node: gs.Node, value: Pixels, target: Exponent) -> F
     factor, offset = np.round(config.scale / std / unit), np.round(-mean / std / unit)
     lower.checked(int(max(abs(255 * factor + offset).max(), abs(offset).max(), abs(255 * factor).max())), NARROW_LIMIT, node)
     operands = [g.constant(v.reshape(1, -1, 1, 1), np.int32, name=n) for v, n in ((factor, "factor"), (offset, "offset"))]
-    return _emit(lower, node, integer.DIRECT_IMAGE, [value.tensor, *operands, g.scalar(finer, np.int32)], target, value.tensor.shape)
+    return _emit(
+        lower, node, integer.DIRECT_IMAGE, [value.tensor, *operands, g.scalar(finer, np.int32)], target, value.tensor.shape
+    )
 
 
 def shift(lower: Lowering, node: gs.Node) -> list[Value]:
@@ -153,9 +168,13 @@ def shift(lower: Lowering, node: gs.Node) -> list[Value]:
     dtype = dtype_for(lo, hi)
     g = lower.g
     _share(lower)
-    attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 1)
+    attrs = _attributes(
+        node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 1
+    )
     types = [TensorType(dtype, x.tensor.shape), TensorType(np.dtype(np.int32), [])]
-    tensor, moved = g.call(integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)
+    tensor, moved = g.call(
+        integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs
+    )
     exponent = _exponent(lower, x.exponent, moved)
     return [Fixed(tensor, exponent, lo, hi), Step(exponent)]
 
@@ -168,7 +187,9 @@ def flag(lower: Lowering, node: gs.Node) -> list[Value]:
     shape, int8 = x.tensor.shape, np.dtype(np.int8)
     types = [TensorType(int8, shape), TensorType(int8, shape), TensorType(np.dtype(np.int32), [])]
     wide = lower.cast(x.tensor, np.int32)
-    high, low, moved = lower.g.call(integer.FLAG, [wide], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node))
+    high, low, moved = lower.g.call(
+        integer.FLAG, [wide], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node)
+    )
     exponent = _exponent(lower, x.exponent, moved)
     return [Pair(Fixed(high, exponent + 7, -127, 127), Fixed(low, exponent, -127, 127)), Step(exponent)]
 
@@ -208,7 +229,9 @@ def constant(lower: Lowering, node: gs.Node) -> Value:
         raise WageubnError(f"node {node.name!r}: gradient range and random bits must be integers; this is a fault of a pass")
     inputs = [lower.cast(x.tensor, np.int64), dr.tensor, random.tensor]
     types = [TensorType(np.dtype(np.int8), x.tensor.shape)]
-    tensor = lower.g.call(integer.CONSTANT, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node))[0]
+    tensor = lower.g.call(
+        integer.CONSTANT, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node)
+    )[0]
     return Fixed(tensor, Exponent(int(node.attrs["exponent"])), -127, 127)
 
 

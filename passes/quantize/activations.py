@@ -17,15 +17,15 @@ def quantize_activations(g: Model, config: Config) -> None:
     bits = config.profile.activation_bits
     for tensor in g.by_role("A"):
         least = 0 if source(tensor).op == "Relu" else None
-        insert(g, tensor, lambda x, lo=least: floating.direct(g, x, "A", bits, static_exponent(g, x, bits), lo=lo))
+        insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits), lo=least)
     for tensor in g.by_role("sum"):
         if any(user.op not in ("Relu", "Greater") for user in tensor.outputs):
             width = config.profile.stream_bits
-            insert(g, tensor, lambda x: floating.direct(g, x, "S", width, static_exponent(g, x, width)))
+            insert(g, tensor, floating.direct, "S", width, static_exponent(g, tensor, width))
     for tensor in g.by_role("Y", "sum", "S"):
         products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
         if products and not _is_narrow(tensor, bits):
-            insert(g, tensor, lambda x: floating.direct(g, x, "A", bits, static_exponent(g, x, bits)))
+            insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits))
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:

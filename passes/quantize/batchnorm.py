@@ -22,7 +22,7 @@ def quantize_batch_norm(g: Model, config: Config) -> None:
         _statistics(g, config, sigma)
     for xh in g.by_role("BN.x"):
         bits, fraction = config.profile.normalized_bits, config.profile.normalized_fraction
-        insert(g, xh, lambda x: floating.direct(g, x, "BN.x", bits, -fraction))
+        insert(g, xh, floating.direct, "BN.x", bits, -fraction)
     _running_statistics(g, config)
 
 
@@ -35,7 +35,7 @@ def _parameters(g: Model, config: Config) -> None:
             exponent = exponent_for(2.0 * max(float(abs(state.value).max()), LEAST_REACH), bits)
             limit = floating.signed(bits) * 2 ** (exponent + profile.update_fraction)
             state.info |= {"exponent": -profile.update_fraction, "limit": int(limit)}
-            fill(g, slot, lambda x, k=kind, b=bits, e=exponent: floating.direct(g, x, k, b, e))
+            fill(g, slot, floating.direct, kind, bits, exponent)
 
 
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
@@ -46,9 +46,9 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
     centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
     quantizer = quantizer_of(centering.inputs[0])
     exponent = int(quantizer.attrs["exponent"]) - max(profile.mean_bits - int(quantizer.attrs["bits"]), 0)
-    insert(g, mu, lambda x: floating.direct(g, x, "BN.mu", profile.mean_bits, exponent))
+    insert(g, mu, floating.direct, "BN.mu", profile.mean_bits, exponent)
     fine = exponent - profile.sigma_extra_fraction
-    insert(g, sigma, lambda x: floating.direct(g, x, "BN.sigma", profile.sigma_bits, fine, lo=1))
+    insert(g, sigma, floating.direct, "BN.sigma", profile.sigma_bits, fine, lo=1)
     epsilon = source(source(sigma).inputs[0]).inputs[1]
     unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that
     greatest = 2.0**2 * (floating.signed(profile.sigma_bits) + 1.0) ** 2  # beyond, sigma saturates in any case
@@ -73,7 +73,7 @@ def _running_statistics(g: Model, config: Config) -> None:
             for role in (f"BN.{kind}.batch", f"BN.{kind}"):
                 for tensor in g.by_role(role):
                     if g.tag(tensor).layer == layer and source(tensor).domain is None:
-                        insert(g, tensor, lambda x, r=role, b=bits, e=grid, lo=least: floating.direct(g, x, r, b, e, lo=lo))
+                        insert(g, tensor, floating.direct, role, bits, grid, lo=least)
 
 
 PASS = Pass(

@@ -18,8 +18,7 @@ def quantize_convolutions(g: Model, config: Config) -> None:
         is_logits = tensor is g.named["logits"]
         bits = config.profile.logit_bits if is_logits else config.profile.convolution_bits
         exponent = exponent_for(_reach(g, tensor) * (4.0 if is_logits else 1.0), bits)
-        role = "Z" if is_logits else "C"
-        insert(g, tensor, lambda x, r=role, b=bits, e=exponent: floating.direct(g, x, r, b, e))
+        insert(g, tensor, floating.direct, "Z" if is_logits else "C", bits, exponent)
 
 
 def _reach(g: Model, tensor: Tensor) -> float:

@@ -18,13 +18,13 @@ def quantize_errors(g: Model, config: Config) -> None:
     """Fill every slot E1 (shift) and E2 (flag); insert on the operands of E.sum, and after E.acc where it is too long."""
     profile = config.profile
     for slot in g.by_role("E1"):
-        fill(g, slot, lambda x: floating.shift(g, x, "E1", profile.error_bits)[0])
+        fill(g, slot, floating.shift, "E1", profile.error_bits)
     for slot in g.by_role("E2"):
-        fill(g, slot, lambda x: floating.flag(g, x, "E2")[0])
+        fill(g, slot, floating.flag, "E2")
     for total in g.by_role("E.sum"):
         node = source(total)
         with g.context(layer=g.tag(total).layer):
-            a, b, _ = floating.align(g, *node.inputs, "E.sum", profile.error_sum_bits)
+            a, b, _ = floating.align(g, node.inputs[0], node.inputs[1], "E.sum", profile.error_sum_bits)
         node.inputs = [a, b]
     for product in g.by_role("E.acc"):
         _shorten(g, config, product)
@@ -40,7 +40,9 @@ def _shorten(g: Model, config: Config, product: Tensor) -> None:
     with g.context(layer=g.tag(product).layer):
         weight_step = 2.0 ** int(quantizer_of(weight).attrs["exponent"])
         step = g.op("Mul", step_of(error), g.scalar(weight_step * 2.0**excess), name="step_acc")
-    insert(g, product, lambda x: floating.grid(g, x, step, "E.acc", SAFE_BITS + 1))
+    insert(g, product, floating.grid, step, "E.acc", SAFE_BITS + 1)
 
 
-PASS = Pass("quantize-errors", "Q_E1 and Q_E2 on every error, and the sums of errors", quantize_errors, ("E1", "E2", "E.sum", "E.acc"))
+PASS = Pass(
+    "quantize-errors", "Q_E1 and Q_E2 on every error, and the sums of errors", quantize_errors, ("E1", "E2", "E.sum", "E.acc")
+)

@@ -8,10 +8,45 @@ from wageubn_onnx.passbase import Pass
 
 # Places that the gradient rules and the training passes mark, and that a quantizer of the same role must fill
 REQUIRED = frozenset(
-    """I W bias C A E1 E2 E.sum gamma beta BN.mu BN.sigma BN.x BN.A BN.K BN.B BN.running_mean BN.running_var
-    G.W G.gamma G.beta G.bias G.decay M.coefficient M.W M.gamma M.beta M.bias lr U.W U.gamma U.beta U.bias S.p loss""".split()
+    [
+        "I",
+        "W",
+        "bias",
+        "C",
+        "A",
+        "E1",
+        "E2",
+        "E.sum",
+        "gamma",
+        "beta",
+        "BN.mu",
+        "BN.sigma",
+        "BN.x",
+        "BN.A",
+        "BN.K",
+        "BN.B",
+        "BN.running_mean",
+        "BN.running_var",
+        "G.W",
+        "G.gamma",
+        "G.beta",
+        "G.bias",
+        "G.decay",
+        "M.coefficient",
+        "M.W",
+        "M.gamma",
+        "M.beta",
+        "M.bias",
+        "lr",
+        "U.W",
+        "U.gamma",
+        "U.beta",
+        "U.bias",
+        "S.p",
+        "loss",
+    ]
 )
-IN_EVALUATION = frozenset("I W bias C A gamma beta BN.mu BN.sigma BN.x".split())
+IN_EVALUATION = frozenset(["I", "W", "bias", "C", "A", "gamma", "beta", "BN.mu", "BN.sigma", "BN.x"])
 
 
 def expect(g: Model, config: Config) -> None:

@@ -30,11 +30,11 @@ def quantize_gradients(g: Model, config: Config) -> None:
         key, shape = state_of(g, slot, "W").key, list(slot.shape)
         with g.context(layer=g.tag(slot).layer):
             random = floating.random_bits(g, seed, step.tensor, key, shape)
-        fill(g, slot, lambda x, r=random: floating.constant(g, x, dr, r, "G.W", profile.gradient_fraction))
+        fill(g, slot, floating.constant, dr, random, "G.W", profile.gradient_fraction)
     for role in ("G.gamma", "G.beta", "G.bias"):
         for slot in g.by_role(role):
             bits, exponent = profile.parameter_gradient_bits, -profile.gradient_fraction
-            fill(g, slot, lambda x, r=role, b=bits, e=exponent: floating.direct(g, x, r, b, e))
+            fill(g, slot, floating.direct, role, bits, exponent)
 
 
 def _align_decay(g: Model, decay: Tensor) -> None:
@@ -47,7 +47,12 @@ def _align_decay(g: Model, decay: Tensor) -> None:
     with g.context(layer=g.tag(decay).layer):
         unit = g.scalar(2.0 ** int(quantizer_of(activation).attrs["exponent"]))
         step = g.op("Mul", step_of(error), unit, name="step_dw")
-    insert(g, decay, lambda x: floating.grid(g, x, step, "G.decay", DECAY_BITS))
+    insert(g, decay, floating.grid, step, "G.decay", DECAY_BITS)
 
 
-PASS = Pass("quantize-gradients", "Q_GW on weight gradients, Q(.,15) on the others", quantize_gradients, ("G.W", "G.decay", "G.gamma", "G.beta", "G.bias"))
+PASS = Pass(
+    "quantize-gradients",
+    "Q_GW on weight gradients, Q(.,15) on the others",
+    quantize_gradients,
+    ("G.W", "G.decay", "G.gamma", "G.beta", "G.bias"),
+)

@@ -15,7 +15,7 @@ def quantize_inputs(g: Model, config: Config) -> None:
     bits = config.profile.input_bits
     exponent = exponent_for(float(g.notes["ranges"]["input"].reach.max()), bits)
     for slot in g.by_role("I"):
-        fill(g, slot, lambda x: floating.direct(g, x, "I", bits, exponent))
+        fill(g, slot, floating.direct, "I", bits, exponent)
 
 
 PASS = Pass("quantize-inputs", "Q_I on the normalised image", quantize_inputs, ("I",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from wageubn_onnx.config import Config
-from wageubn_onnx.graph import Model
+from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import insert, source
 from wageubn_onnx.quantizers import floating, tables
@@ -23,14 +23,18 @@ def quantize_loss(g: Model, config: Config) -> None:
             quantized = floating.direct(g, binary, "S.t", 14, -tables.EXP_INDEX, lo=low, hi=0)
             g.replace_uses(exponential, floating.exponential(g, quantized))
     for total in g.by_role("S.total"):  # never below 1, since the greatest logit adds 2^0; said so that it can be proven
-        insert(g, total, lambda x: g.op("Max", x, g.scalar(1.0), name="at_least_1"))
+        insert(g, total, _at_least_1)
     for logarithm in g.by_role("S.log"):
         with g.context(layer="loss"):
             binary = floating.logarithm(g, source(logarithm).inputs[0])
             g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
     for probability in g.by_role("S.p"):
-        insert(g, probability, lambda x: floating.direct(g, x, "S.p", tables.EXP_BITS + 1, -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS))
-    insert(g, g.named["loss"], lambda x: floating.direct(g, x, "loss", LOSS_BITS, LOSS_EXPONENT))
+        insert(g, probability, floating.direct, "S.p", tables.EXP_BITS + 1, -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS)
+    insert(g, g.named["loss"], floating.direct, "loss", LOSS_BITS, LOSS_EXPONENT)
+
+
+def _at_least_1(g: Model, x: Tensor) -> Tensor:
+    return g.op("Max", x, g.scalar(1.0), name="at_least_1")
 
 
 PASS = Pass("quantize-loss", "softmax and cross-entropy on grids", quantize_loss, ("S.t", "S.p", "loss"))

@@ -23,12 +23,12 @@ def quantize_momentum(g: Model, config: Config) -> None:
     for coefficient in g.by_role("M.coefficient"):
         source(coefficient).inputs[0].values = np.asarray(profile.momentum, np.float32)
         bits, exponent = profile.momentum_fraction + 1, -profile.momentum_fraction
-        insert(g, coefficient, lambda x: floating.direct(g, x, "M.coefficient", bits, exponent))
+        insert(g, coefficient, floating.direct, "M.coefficient", bits, exponent)
     for kind, bits in (("W", 8), *((k, profile.parameter_gradient_bits) for k in ("gamma", "beta", "bias"))):
         role = f"M.{kind}"
         for accumulator in g.by_role(role):
             limit, exponent = floating.signed(bits), -profile.accumulator_fraction
-            quantized = insert(g, accumulator, lambda x, r=role, b=bits: floating.direct(g, x, r, b, exponent))
+            quantized = insert(g, accumulator, floating.direct, role, bits, exponent)
             (state,) = (s for s in g.states.values() if s.after is quantized)
             state.info |= {"exponent": exponent, "limit": limit}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -10,8 +11,23 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, Model, State, Tensor
 from wageubn_onnx.ranges import Moments, exponent_for
 
+Quantizer = Callable[..., Tensor | tuple[Tensor, ...]]
+
 # Operators that keep a tensor's grid: what comes out lies on the grid of their first operand (of Where: of its second)
-ON_THE_SAME_GRID = ("Identity", "Reshape", "Transpose", "Flatten", "MaxPool", "Where", "Expand", "Slice", "Concat", "Pad", "Unsqueeze", "Relu")
+ON_THE_SAME_GRID = (
+    "Identity",
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "MaxPool",
+    "Where",
+    "Expand",
+    "Slice",
+    "Concat",
+    "Pad",
+    "Unsqueeze",
+    "Relu",
+)
 
 
 def source(tensor: Tensor) -> gs.Node:
@@ -20,20 +36,25 @@ def source(tensor: Tensor) -> gs.Node:
     return node
 
 
-def fill(g: Model, slot: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
-    """Put a quantizer in the place that an Identity kept for it."""
+def fill(g: Model, slot: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
+    """Put ``quantizer(g, x, *args, **kwargs)`` in the place that an Identity kept for it; return its value."""
     with g.context(layer=g.tag(slot).layer):
-        quantized = quantizer(source(slot).inputs[0])
+        quantized = _value(quantizer(g, source(slot).inputs[0], *args, **kwargs))
     g.replace_uses(slot, quantized)
     return quantized
 
 
-def insert(g: Model, tensor: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
-    """Put a quantizer between ``tensor`` and everything that reads it."""
+def insert(g: Model, tensor: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
+    """Put ``quantizer(g, tensor, *args, **kwargs)`` between ``tensor`` and everything that reads it; return its value."""
     with g.context(layer=g.tag(tensor).layer):
-        quantized = quantizer(tensor)
+        quantized = _value(quantizer(g, tensor, *args, **kwargs))
     g.replace_uses(tensor, quantized)
     return quantized
+
+
+def _value(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A dynamic quantizer returns its value and its step."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 def quantizer_of(tensor: Tensor) -> gs.Node:

@@ -21,13 +21,15 @@ def quantize_weights(g: Model, config: Config) -> None:
         own = state.info["scale_log2"] if isinstance(state.info["scale_log2"], int) else 0
         exponent = 1 - profile.weight_bits - own
         state.info |= {"exponent": -profile.update_fraction - own, "limit": 2**profile.update_fraction - 1}
-        fill(g, slot, lambda w, e=exponent: floating.direct(g, w, "W", profile.weight_bits, e))
+        fill(g, slot, floating.direct, "W", profile.weight_bits, exponent)
     for slot in g.by_role("bias"):
         state = parameter(g, slot)
         exponent = exponent_for(2.0 * max(float(abs(state.value).max()), 0.5), profile.bias_bits)
         limit = floating.signed(profile.bias_bits) * 2 ** (exponent + profile.update_fraction)
         state.info |= {"exponent": -profile.update_fraction, "limit": int(limit)}
-        fill(g, slot, lambda b, e=exponent: floating.direct(g, b, "bias", profile.bias_bits, e))
+        fill(g, slot, floating.direct, "bias", profile.bias_bits, exponent)
 
 
-PASS = Pass("quantize-weights", "Q_W on every weight and Q_b on every bias, where a product reads it", quantize_weights, ("W", "bias"))
+PASS = Pass(
+    "quantize-weights", "Q_W on every weight and Q_b on every bias, where a product reads it", quantize_weights, ("W", "bias")
+)

@@ -24,7 +24,9 @@ def add_sgd(g: Model, config: Config) -> None:
         with g.context(layer=state.layer):
             accumulator = g.state(f"{key}.momentum", "momentum", state.layer, np.zeros_like(state.value), parameter=state.kind)
             if state.kind == "W" and config.weight_decay:
-                gradient = g.op("Add", gradient, g.op("Mul", state.tensor, decay, name="decay", role="G.decay"), name="dw_decayed")
+                gradient = g.op(
+                    "Add", gradient, g.op("Mul", state.tensor, decay, name="decay", role="G.decay"), name="dw_decayed"
+                )
             gradient = g.slot(gradient, f"G.{state.kind}")
             carried = g.op("Mul", accumulator.tensor, momentum, name="carried")
             step = g.op("Add", carried, gradient, name="step")

@@ -41,5 +41,7 @@ def _replayed(forward: Model, stage: str, batch: int | str) -> Model:
     return model
 
 
-TRAINING = Pass("unroll-training", "replay `forward` by the gradient rules, with batch statistics and a fixed batch", training_form)
+TRAINING = Pass(
+    "unroll-training", "replay `forward` by the gradient rules, with batch statistics and a fixed batch", training_form
+)
 EVALUATION = Pass("unroll-evaluation", "replay `forward` with running statistics, for any batch", evaluation_form)

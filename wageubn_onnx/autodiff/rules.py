@@ -1,8 +1,8 @@
 """The gradient rules, one function an operator, all in the table at the end.
 
-A rule emits its operator's training form and returns the result with its pullback: given dL/dy, the pullback emits dL/dx for each
-operand, in order. To add an operator, copy the rule beside it, add it to `RULES`, and add a case to tests/autodiff: a rule without
-a finite-difference case fails the suite.
+A rule emits its operator's training form and returns the result with its pullback: given dL/dy, the pullback emits dL/dx for
+each operand, in order. To add an operator, copy the rule beside it, add it to `RULES`, and add a case to tests/autodiff: a rule
+without a finite-difference case fails the suite.
 
 What the quantize passes look for is said here, as a ``role`` on the node that makes it; see docs/numerics.md for the roles.
 """
@@ -31,7 +31,9 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
 
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E2")
-        full = [(product.shape[2 + a] - 1) * window.strides[a] + window.dilations[a] * (window.kernel[a] - 1) + 1 for a in range(2)]
+        full = [
+            (product.shape[2 + a] - 1) * window.strides[a] + window.dilations[a] * (window.kernel[a] - 1) + 1 for a in range(2)
+        ]
         extra = [x.shape[2 + a] + window.before[a] + window.after[a] - full[a] for a in range(2)]
         dx = g.op(
             "ConvTranspose", dy, w, name="dx", role="E.acc", group=1, kernel_shape=list(window.kernel), output_padding=extra,
@@ -253,4 +255,3 @@ RULES: dict[str, Rule] = {
     "GlobalAveragePool": global_average_pool,
     "Flatten": flatten,
 }
-

@@ -1,6 +1,7 @@
 """The audit: on a file alone, that nothing float is left, that every layer has its quantizers, and that every kernel is exact.
 
-Functions are inlined first, so that nothing hides in a body, and onnx's strict shape inference must then find every tensor's dtype.
+Functions are inlined first, so that nothing hides in a body, and onnx's strict shape inference must then find every tensor's
+dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ FORBIDDEN: dict[tuple[str, int], str] = {
     **{(op, t): "inexact for large sums in onnxruntime 1.31" for op in ("Einsum", "ReduceSumSquare") for t in (T.INT32, T.INT64)},
     **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
 }
-FLOAT_OPS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}  # float by their scales
+FLOAT_OPS = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+}  # float by their scales
 # Operators through which a product's operand may come from its quantizer: they only move elements, or flip the sign bit
 MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Pad", "Unsqueeze", "Flatten", "Identity", "Cast", "BitwiseXor", "MaxPool"}
 PRODUCTS = {"ConvInteger", "MatMulInteger"}
@@ -157,7 +164,9 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
     """Every layer has the quantizers that its float form asked for; a quantize node counts by its function, layer and role."""
     props = {p.key: p.value for p in model.metadata_props}
     if PREFIX + "expected" not in props:
-        report.findings.append(Finding("gap", "the model", "does not say which quantizers it should have; only converted models do"))
+        report.findings.append(
+            Finding("gap", "the model", "does not say which quantizers it should have; only converted models do")
+        )
         return
     expected: dict[str, list[str]] = json.loads(props[PREFIX + "expected"])
     present: dict[str, set[str]] = {}

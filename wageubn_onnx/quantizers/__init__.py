@@ -1,1 +1,1 @@
-"""Quantizers: one numpy reference, one float ONNX function and one integer ONNX function each, equal bit for bit on their grid."""
+"""Quantizers: a numpy reference, a float and an integer ONNX function each, equal bit for bit on their grid."""

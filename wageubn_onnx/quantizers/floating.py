@@ -331,7 +331,9 @@ def random_bits(g: Model, seed: Tensor, number: Tensor, key: str, shape: list[in
     g.functions.setdefault("HashMix", MIX)
     count = int(np.prod(shape))
     types = [TensorType(np.dtype(np.int32), [count])]
-    flat = g.call(RANDOM, [seed, number], types, "random", "", {"tensor": zlib.crc32(key.encode()), "count": count, "bits": 16})[0]
+    flat = g.call(RANDOM, [seed, number], types, "random", "", {"tensor": zlib.crc32(key.encode()), "count": count, "bits": 16})[
+        0
+    ]
     return g.op("Reshape", flat, g.ints(*shape), name="random")
 
 

@@ -103,9 +103,7 @@ class _Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors
-        )
+        self._process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors)
 
     def read(self) -> dict[str, Any]:
         """Wait for the next answer; raises WageubnError where the process reports an error or ends."""

@@ -51,9 +51,7 @@ def load_data(path: str | os.PathLike[str]) -> Dataset:
     train, test = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
     if train != test:
         raise WageubnError(f"{source}: x_train holds images {list(train)} but x_test {list(test)}; make them equal")
-    return Dataset(
-        arrays["x_train"], arrays["y_train"].astype(np.int32), arrays["x_test"], arrays["y_test"].astype(np.int32)
-    )
+    return Dataset(arrays["x_train"], arrays["y_train"].astype(np.int32), arrays["x_test"], arrays["y_test"].astype(np.int32))
 
 
 def batches(n: int, batch: int, epoch: int, seed: int) -> NDArray[np.int64]:
@@ -110,9 +108,7 @@ def _read_folders(source: Path) -> dict[str, Array]:
     classes = {part: _class_names(source / part) for part in ("train", "test")}
     uneven = sorted(set(classes["train"]) ^ set(classes["test"]))
     if uneven:
-        raise WageubnError(
-            f"{source}: class {uneven[0]} is in only one of train/ and test/; give both the same classes"
-        )
+        raise WageubnError(f"{source}: class {uneven[0]} is in only one of train/ and test/; give both the same classes")
     arrays: dict[str, Array] = {}
     for part, names in classes.items():
         files = [(file, label) for label, name in enumerate(names) for file in _visible(source / part / name)]
@@ -153,7 +149,8 @@ def _import_pillow(needed_by: Path) -> ModuleType:
         import PIL.Image
     except ImportError as error:
         raise WageubnError(f"{needed_by}: reading images needs Pillow; pip install 'wageubn-onnx[images]'") from error
-    return PIL.Image
+    module: ModuleType = PIL.Image
+    return module
 
 
 def _read_image(pillow: ModuleType, file: Path) -> Array:

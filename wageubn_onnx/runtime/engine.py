@@ -83,14 +83,10 @@ class Session(ABC):
         self._expected = self._expect(model, inputs)
         for key in self.step_keys:
             if self._names[key] not in (self._outputs if key in RESULTS else inputs):
-                raise WageubnError(
-                    f"{model}: lacks {self._names[key]}, {key!r} of the manifest; convert the model again"
-                )
+                raise WageubnError(f"{model}: lacks {self._names[key]}, {key!r} of the manifest; convert the model again")
         self.image_shape = tuple(inputs[self._names["images"]].shape)
         if len(self.image_shape) != 4 or not all(isinstance(size, int) for size in self.image_shape):
-            raise WageubnError(
-                f"{model}: images are {list(self.image_shape)}, not four fixed sizes; convert the model again"
-            )
+            raise WageubnError(f"{model}: images are {list(self.image_shape)}, not four fixed sizes; convert the model again")
         self.batch = int(self.image_shape[0])
         self._said = {key: self._names[key] for key in self.step_keys if key in RESULTS}
         self._buffers: list[dict[str, Array]] = []
@@ -206,9 +202,7 @@ class Session(ABC):
         taken = {tensor.source: key for key, tensor in self._expected.items() if tensor.source in names}
         if not taken:
             model = self.folder.model(self.eval_section)
-            raise WageubnError(
-                f"{model}: takes no tensor of the state, so it cannot be evaluated; convert the model again"
-            )
+            raise WageubnError(f"{model}: takes no tensor of the state, so it cannot be evaluated; convert the model again")
         return taken
 
     @cached_property
@@ -264,9 +258,7 @@ class Session(ABC):
         wrong = np.flatnonzero((array < 0) | (array >= self.classes))
         if wrong.size:
             first = int(wrong[0])
-            raise WageubnError(
-                f"labels[{first}] is {array[first]}; this network knows the classes 0..{self.classes - 1}"
-            )
+            raise WageubnError(f"labels[{first}] is {array[first]}; this network knows the classes 0..{self.classes - 1}")
         return array.astype(np.int32)
 
     # ---- loading ----
@@ -276,14 +268,10 @@ class Session(ABC):
         expected = {}
         for key, source, target in self.folder.state_names(self.state_section):
             if source not in inputs or target not in self._outputs:
-                raise WageubnError(
-                    f"{model}: lacks {source} -> {target}, state of the manifest; convert the model again"
-                )
+                raise WageubnError(f"{model}: lacks {source} -> {target}, state of the manifest; convert the model again")
             name = inputs[source].type.removeprefix("tensor(").removesuffix(")")
             dtype = np.dtype(DTYPES.get(name, name))
-            expected[key] = StateTensor(
-                key, source, target, dtype, tuple(inputs[source].shape), **_limits(formats, key)
-            )
+            expected[key] = StateTensor(key, source, target, dtype, tuple(inputs[source].shape), **_limits(formats, key))
         return expected
 
 

@@ -52,9 +52,7 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None
-) -> None:
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
     """Write ``tensors`` (any shapes, scalars too) and JSON-able ``metadata`` as one safetensors file, atomically.
 
     Equal arguments give equal bytes.

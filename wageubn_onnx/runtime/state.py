@@ -58,9 +58,7 @@ def check_state(
         _check_tensor(f"{where}: {key}", tensors[key], tensor)
         unit = recorded[key][2] if recorded is not None and key in recorded else tensor.unit
         if unit != tensor.unit:
-            raise WageubnError(
-                f"{where}: {key} is on the grid {unit}, expected {tensor.unit}; not this network's state"
-            )
+            raise WageubnError(f"{where}: {key} is on the grid {unit}, expected {tensor.unit}; not this network's state")
     surplus = [key for key in tensors if key not in expected]
     if surplus:
         raise WageubnError(f"{where}: holds the unknown tensor {surplus[0]}; this is the state of another network")

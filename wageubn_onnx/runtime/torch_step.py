@@ -56,7 +56,7 @@ class TorchStep:
         """Train on one batch, uint8 [N, C, H, W] and integers [N], and return its loss."""
         loss = functional.cross_entropy(self.forward(images), torch.from_numpy(labels).long())
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         return float(loss.item())
 
@@ -101,17 +101,13 @@ def _convolution(inputs: list[Tensor], a: Attributes) -> Tensor:
     padding = _symmetric(a)
     x = x if padding is not None else _pad(x, a, 0.0)
     stride, dilation = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
-    return functional.conv2d(
-        x, weight, bias[0] if bias else None, stride, padding or [0, 0], dilation, a.get("group", 1)
-    )
+    return functional.conv2d(x, weight, bias[0] if bias else None, stride, padding or [0, 0], dilation, a.get("group", 1))
 
 
 def _batch_normalization(inputs: list[Tensor], a: Attributes) -> Tensor:
     x, gamma, beta, mean, variance = inputs
     # ONNX's momentum weighs the old value, PyTorch's the new one
-    return functional.batch_norm(
-        x, mean, variance, gamma, beta, True, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5)
-    )
+    return functional.batch_norm(x, mean, variance, gamma, beta, True, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5))
 
 
 def _max_pool(inputs: list[Tensor], a: Attributes) -> Tensor:
