@@ -63,6 +63,7 @@ INTEGER_OPS = frozenset(
         "Mul",
         "Div",
         "Max",
+        "Min",
         "Greater",
         "Equal",
         "And",

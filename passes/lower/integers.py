@@ -294,16 +294,32 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     return g
 
 
+# What a caller may pass beyond these is brought into them, so that no bound rests on a caller's good will
+LEARNING_RATES = (-(2**20), 2**20)
+GRADIENT_RANGES = (2, 128)
+
+
 def _input(lower: Lowering, name: str) -> None:
-    """images: uint8; lr: int32 on its grid (read by Q_lr at once); the others are integers already."""
-    source = lower.source.named[name]
+    """images: uint8; the others int32, the learning rate on its grid."""
+    g, source = lower.g, lower.source.named[name]
     if name == "images":
-        lower.values[source.name] = Pixels(lower.g.input(name, np.uint8, source.shape))
-    else:
-        tensor = lower.g.input(name, np.int32, source.shape)
-        fraction = lower.config.profile.learning_rate_fraction
-        lower.values[source.name] = Raw(tensor) if name != "lr" else Fixed(tensor, Exponent(-fraction), -(2**27), 2**27)
-    lower.g.named[name] = lower.g.graph.inputs[-1]
+        g.named[name] = g.input(name, np.uint8, source.shape)
+        lower.values[source.name] = Pixels(g.named[name])
+        return
+    tensor = g.named[name] = g.input(name, np.int32, source.shape)
+    value: Value = Raw(tensor)
+    if name == "lr":
+        value = Fixed(
+            _bounded(g, tensor, LEARNING_RATES), Exponent(-lower.config.profile.learning_rate_fraction), *LEARNING_RATES
+        )
+    elif name == "gradient_range":
+        value = Raw(_bounded(g, tensor, GRADIENT_RANGES))
+    lower.values[source.name] = value
+
+
+def _bounded(g: Model, x: Tensor, bounds: tuple[int, int]) -> Tensor:
+    lifted = g.op("Max", x, g.scalar(bounds[0], np.int32), name="at_least")
+    return g.op("Min", lifted, g.scalar(bounds[1], np.int32), name="at_most")
 
 
 PASS = Pass("lower-to-integers", "every node becomes integer arithmetic on mantissas, by its rule", lower_to_integers)

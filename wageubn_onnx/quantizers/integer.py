@@ -348,8 +348,8 @@ PAIR = function(
 CONSTANT = function(
     "ConstantQuantize", (), "(m, dr, random) => (q)",
     # m int64, |m| < 2^52; dr int32, a power of two in 2..128; random int32 of 16 bits. max|m| is found in two 26-bit halves,
-    # since int64 maxima beyond 2^31 are wrong in onnxruntime 1.31. The size in 1/2^16 of a unit is rounded up: then its low 16 bits
-    # exceed the random bits exactly where the true fraction does.
+    # since int64 maxima beyond 2^31 are wrong in onnxruntime 1.31. The size in 1/2^16 of a unit is rounded up: then its low 16
+    # bits exceed the random bits exactly where the true fraction does.
     _list("powers", "int64", [2**k for k in range(53)]) + _list("ranges", "int32", [2, 4, 8, 16, 32, 64, 128])
     + _list("limits", "int64", tables.WIDE_THRESHOLDS)
     + _int64("zero", 0) + _int64("one", 1) + _int64("half", 2**26) + _int64("unit", 2**16) + _int64("low_bits", 2**16 - 1)
