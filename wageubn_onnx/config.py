@@ -26,7 +26,7 @@ class Profile:
     convolution_bits: int = 16  # Q_C, the convolution output before BN
     mean_bits: int = 16  # Q_mu, on the grid of Q_C
     sigma_bits: int = 16  # Q_sigma
-    sigma_extra_fraction: int = 3  # sigma's grid is this much finer than Q_C's
+    sigma_extra_fraction: int = 1  # sigma's grid is this much finer than a 16-bit Q_C's: no deviation within it saturates
     normalized_bits: int = 8  # Q_BN
     normalized_fraction: int = 4  # x-hat in +-7.9: 3 integer bits, since trained networks have heavy tails
     gamma_bits: int = 8

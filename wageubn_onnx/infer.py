@@ -122,9 +122,9 @@ def _reduce(inputs: Inputs, attrs: Attrs) -> TensorType:
 
 
 def _arg(inputs: Inputs, attrs: Attrs) -> TensorType:
-    shape = list(inputs[0].shape)
-    shape[attrs["axis"]] = 1
-    return TensorType(np.dtype(np.int64), shape if attrs.get("keepdims", 1) else [d for d in shape if d != 1])
+    kept = [1] if attrs.get("keepdims", 1) else []
+    axis, shape = attrs["axis"], list(inputs[0].shape)
+    return TensorType(np.dtype(np.int64), [*shape[:axis], *kept, *shape[axis + 1 :]])
 
 
 def _reshape(inputs: Inputs, attrs: Attrs) -> TensorType:

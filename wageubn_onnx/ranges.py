@@ -53,7 +53,10 @@ def measure(forward: Model, images: Array) -> dict[str, Moments]:
     Reach is the greatest magnitude seen, but for a convolution's output, whose 16 bits leave room for training.
     """
     tensors = [n.outputs[0] for n in forward.graph.nodes]
-    session = onnxruntime.InferenceSession(to_proto(forward, {t.name: t for t in tensors}).SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    proto = to_proto(forward, {t.name: t for t in tensors})
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     results = session.run([t.name for t in tensors], {"images": images})
     outputs = dict(zip([t.name for t in tensors], results, strict=True)) | {"images": images}
     convolutions = {n.outputs[0].name for n in forward.graph.nodes if n.op == "Conv"}

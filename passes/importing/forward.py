@@ -154,7 +154,12 @@ class _Forward:
             raise UnsupportedOperator(f"node {node.name!r}: Gemm with alpha, beta or transA other than 1, 1, 0 has no rule")
         x = self.operand(node.inputs[0], node)
         w = self.parameter(node.inputs[1], "W", node)
-        bias = [self.parameter(node.inputs[2], "bias", node)] if len(node.inputs) > 2 else []
+        bias = []
+        if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+            offset = node.inputs[2]
+            if isinstance(offset, gs.Constant):  # Gemm spreads a bias of one entry, or [1, classes]; a state is one a class
+                offset.values = np.broadcast_to(offset.values.reshape(-1), (w.shape[0],))
+            bias.append(self.parameter(offset, "bias", node))
         return self.model.op("Gemm", x, w, *bias, name="gemm", role="C", transB=1)
 
 

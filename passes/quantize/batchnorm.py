@@ -39,15 +39,19 @@ def _parameters(g: Model, config: Config) -> None:
 
 
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
-    """mu on the grid of BN's input, sigma on one 2^3 finer, epsilon on the grid of the variance under the root."""
+    """mu on the grid of BN's input, sigma on one finer, epsilon on the grid of the variance under the root.
+
+    An input of fewer bits (BN on the image, say) gets a mu and a sigma of 16 bits over its range.
+    """
     profile = config.profile
     layer = g.tag(sigma).layer
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
     centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
     quantizer = quantizer_of(centering.inputs[0])
-    exponent = int(quantizer.attrs["exponent"]) - max(profile.mean_bits - int(quantizer.attrs["bits"]), 0)
+    missing = max(profile.mean_bits - int(quantizer.attrs["bits"]), 0)
+    exponent = int(quantizer.attrs["exponent"]) - missing
     insert(g, mu, floating.direct, "BN.mu", profile.mean_bits, exponent)
-    fine = exponent - profile.sigma_extra_fraction
+    fine = exponent - (0 if missing else profile.sigma_extra_fraction)
     insert(g, sigma, floating.direct, "BN.sigma", profile.sigma_bits, fine, lo=1)
     epsilon = source(source(sigma).inputs[0]).inputs[1]
     unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that

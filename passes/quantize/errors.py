@@ -7,7 +7,7 @@ import math
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import fill, insert, quantizer_of, source, step_of
+from wageubn_onnx.passes.quantize.place import fill, insert, is_shifted, quantizer_of, source, step_of
 from wageubn_onnx.quantizers import floating
 
 SAFE_BITS = 28  # what a run-time requantization takes in int32
@@ -21,6 +21,11 @@ def quantize_errors(g: Model, config: Config) -> None:
         fill(g, slot, floating.shift, "E1", profile.error_bits)
     for slot in g.by_role("E2"):
         fill(g, slot, floating.flag, "E2")
+    for slot in g.by_role("E.bn"):  # most errors come to a BN through an activation's Q_E1
+        if is_shifted(source(slot).inputs[0]):
+            g.replace_uses(slot, source(slot).inputs[0])
+        else:
+            fill(g, slot, floating.shift, "E1", profile.error_bits)
     for total in g.by_role("E.sum"):
         node = source(total)
         with g.context(layer=g.tag(total).layer):

@@ -28,6 +28,7 @@ ON_THE_SAME_GRID = (
     "Unsqueeze",
     "Relu",
 )
+DYNAMIC = ("ShiftQuantize", "FlagQuantize", "AlignQuantize")  # their last output is their step
 
 
 def source(tensor: Tensor) -> gs.Node:
@@ -80,9 +81,16 @@ def is_quantized(tensor: Tensor) -> bool:
     return True
 
 
+def is_shifted(tensor: Tensor) -> bool:
+    """Whether ``tensor`` lies on the 8-bit grid of a shift quantizer."""
+    return is_quantized(tensor) and quantizer_of(tensor).op == "ShiftQuantize"
+
+
 def step_of(tensor: Tensor) -> Tensor:
     """The run-time step of the dynamic quantizer on whose grid ``tensor`` lies."""
     node = quantizer_of(tensor)
+    if node.op not in DYNAMIC:
+        raise WageubnError(f"tensor {tensor.name!r} lies on the static grid of {node.name!r}; this is a fault of a pass")
     step: Tensor = node.outputs[-1]
     return step
 

@@ -109,7 +109,8 @@ def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple
     for state, batch, role in ((running_mean, mu, "BN.running_mean"), (running_var, var, "BN.running_var")):
         _advance(g, state, batch, 1.0 - attrs["momentum"], role)
 
-    def pullback(e: Tensor) -> list[Tensor | None]:
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        e = g.slot(error, "E.bn")
         dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
         dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
         a = g.op("Div", gamma_c, sigma, name="A", role="BN.A")

@@ -1,8 +1,8 @@
 """The numeric truth of every quantizer, in Python integers and without ONNX: what the float and the integer functions must equal.
 
 A tensor is (mantissa, exponent): value = mantissa * 2^exponent, an integer array of any shape beside one int. Mantissas may be
-given in any integer dtype, or as Python integers in an object array where they are long; they return as int64. Nothing here is
-bounded but the results: all arithmetic in between is on Python integers, and no logarithm or root is ever taken in floating point.
+given in any integer dtype, or as Python integers in an object array where they are long; they return as int64. Nothing but the
+results is bounded: all arithmetic in between is on Python integers, and no logarithm or root is ever taken in floating point.
 
 Sources: the table of WAGEUBN's data paths in docs/numerics.md, in its integer reading.
 """
@@ -23,7 +23,7 @@ FLAG_BITS = 7  # between the units of a flag pair's parts
 
 def exact(m: npt.ArrayLike) -> Integers:
     """The same integers as Python integers, which never wrap."""
-    return np.asarray(m).astype(object)
+    return np.asarray(m, dtype=object)
 
 
 def dyadic(x: npt.ArrayLike) -> Fixed:
@@ -118,8 +118,90 @@ def flag(m: npt.ArrayLike, exponent: int) -> tuple[Integers, Integers, int]:
     With s = R/2^7: where |x| >= s, high = clip(round(x/s), -127, 127); below, low = round(x / (s/2^7)), and a low that rounds to
     +-2^7 is carried into high as +-1. The exponent is that of s/2^7.
     """
-    target = exponent + range_log2(m) - 2 * FLAG_BITS
-    coarse = clip(rescale(m, target + FLAG_BITS - exponent), -127, 127)
-    fine = rescale(m, target - exponent)
-    is_coarse = rescale(exact(abs(exact(m))), 0) * 2 ** max(exponent, 0) >= 0  # replaced below
-    return coarse, fine, target
+    log, m = range_log2(m), exact(m)
+    coarse, fine = clip(rescale(m, log - FLAG_BITS), -127, 127), clip(rescale(m, log - 2 * FLAG_BITS), -128, 128)
+    is_coarse, carries = abs(m) * 2**FLAG_BITS >= 2**log, abs(fine) == 2**FLAG_BITS
+    high = np.where(is_coarse, coarse, np.where(carries, np.sign(fine), 0))
+    low = np.where(is_coarse | carries, 0, fine)
+    return high, low, exponent + log - 2 * FLAG_BITS
+
+
+def align(a: npt.ArrayLike, a_exponent: int, b: npt.ArrayLike, b_exponent: int, bits: int) -> tuple[Integers, Integers, int]:
+    """Both operands of a sum on the grid max(R(a), R(b)) / 2^(bits-2), symmetric bounds of ``bits`` bits.
+
+    An operand of zeros only has no range and no say; with two of them the range is the unit of ``a``.
+    """
+    operands = ((a, a_exponent), (b, b_exponent))
+    ranges = [e + range_log2(m) for m, e in operands if np.any(exact(m))] or [a_exponent]
+    target = max(ranges) - (bits - 2)
+    qa, qb = (direct(m, e, target, -signed(bits), signed(bits))[0] for m, e in operands)
+    return qa, qb, target
+
+
+# -- WAGEUBN, constant quantization of weight gradients --------------------------------------------------------------------
+
+
+def constant(m: npt.ArrayLike, dr: int, random: npt.ArrayLike, fraction: int) -> Fixed:
+    """CQ: sign(m) * min(Sr(dr*|m|/R), dr - 1) on the grid 2^-fraction, whatever the exponent of m was.
+
+    Sr(v) is floor(v), plus 1 where the fraction of v exceeds random/2^16; random int32 in 0..2^16-1, of m's shape.
+    """
+    m, scale = exact(m), 2 ** range_log2(m)
+    size = dr * abs(m)
+    whole, rest = size // scale, size % scale
+    rounded = np.where(rest * 2**16 > exact(random) * scale, whole + 1, whole)
+    return np.sign(m).astype(np.int64) * clip(rounded, 0, dr - 1), -fraction
+
+
+def mix(x: Integers) -> Integers:
+    """A bijection of 32 bits: two rounds of xor-shift and multiplication modulo 2^32, and a third xor-shift. uint32 arrays."""
+    for _ in range(2):
+        x = (x ^ (x >> 16)) * np.uint32(0x45D9F3B)
+    return x ^ (x >> 16)
+
+
+def random_bits(seed: int, step: int, tensor: int, count: int) -> Integers:
+    """The 16 random bits of elements 0..count-1 (row-major) of a tensor at a step: int64 [count] in 0..2^16-1.
+
+    tensor is the CRC-32 of the parameter's key. bits = mix(start + index) / 2^16, start = mix(mix(mix(seed) + step) + tensor).
+    """
+
+    seed32, step32, tensor32 = (np.array([v % 2**32], np.uint32) for v in (seed, step, tensor))
+    start = mix(mix(mix(seed32) + step32) + tensor32)
+    bits: Integers = mix(start + np.arange(count, dtype=np.uint32)) >> 16
+    return bits.astype(np.int64)
+
+
+# -- softmax and cross-entropy ---------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def exponential_table() -> list[int]:
+    """round(2^15 * 2^(-r/256)) for r in 0..255: the 256th root as eight square roots, one more bit to round with."""
+
+    def root256(value: int) -> int:
+        return functools.reduce(lambda v, _: math.isqrt(v), range(8), value)
+
+    return [(root256(2 ** (16 * 256 - r)) + 1) // 2 for r in range(256)]
+
+
+@functools.cache
+def logarithm_table() -> list[int]:
+    """round(2^12 * log2(1 + (i + 1/2)/1024)) for i in 0..1023: floor(2^13 * log2 x) is the length of x^(2^13), less one."""
+    lengths = [((2049 + 2 * i) ** 2**13).bit_length() - 1 - 11 * 2**13 for i in range(1024)]
+    return [(twice + 1) // 2 for twice in lengths]
+
+
+def exponential(t: npt.ArrayLike) -> Fixed:
+    """2^(t/2^8) for t <= 0, on the grid 2^-15: the table's entry of the fraction, shifted by the whole part and truncated."""
+    fall = -exact(t)
+    entry = exact(exponential_table())[np.asarray(fall % 256).astype(np.int64)]
+    return np.asarray(entry // 2 ** (fall // 256)).astype(np.int64), -15
+
+
+def logarithm(x: npt.ArrayLike) -> Fixed:
+    """log2(x/2^15) for x >= 2^15, on the grid 2^-12: the leading bit's place, and the table's entry of the 10 bits below it."""
+    x = exact(x)
+    place = np.array([v.bit_length() - 1 for v in np.ravel(x)], dtype=object).reshape(x.shape)
+    index = np.asarray(x * 2**10 // 2**place - 2**10).astype(np.int64)
+    return np.asarray((place - 15) * 2**12 + exact(logarithm_table())[index]).astype(np.int64), -12
