@@ -91,7 +91,9 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -313,15 +315,15 @@ def passes(as_json: bool) -> None:
                 {
                     "stage": stage.name,
                     "summary": stage.summary,
-                    "passes": [{"name": p.name, "module": p.module, "summary": p.summary} for p in stage.passes],
+                    "passes": [{"name": p.name, "file": p.file, "summary": p.summary} for p in stage.passes],
                 }
                 for stage in STAGES
             ]
         )
         return
     for stage in STAGES:
-        rows = [[step.name, step.summary, step.module] for step in stage.passes]
-        _print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "module"], rows)
+        rows = [[step.name, step.summary, step.file] for step in stage.passes]
+        _print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "file"], rows)
 
 
 @cli.group()

@@ -235,7 +235,7 @@ def _exported(model: Model) -> onnx.ModelProto:
     if used:
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
         del proto.functions[:]
-        proto.functions.extend(model.functions[name] for name in sorted(used))
+        proto.functions.extend(model.functions[name] for name in used)
     for node in proto.graph.node:
         tag = model.tags.get(node.output[0], Tag())
         for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
@@ -249,16 +249,12 @@ def _exported(model: Model) -> onnx.ModelProto:
     return proto
 
 
-def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionProto]) -> set[str]:
-    """Names of the functions that ``nodes`` call, directly or through another."""
-    used: set[str] = set()
-    pending = [n.op_type for n in nodes if n.domain == DOMAIN]
-    while pending:
-        name = pending.pop()
-        if name not in used:
-            used.add(name)
-            pending += [n.op_type for n in functions[name].node if n.domain == DOMAIN]
-    return used
+def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionProto]) -> list[str]:
+    """Names of the functions that ``nodes`` call, each after those that it calls itself: onnx's reference evaluator needs that."""
+    order: list[str] = []
+    for name in sorted({n.op_type for n in nodes if n.domain == DOMAIN}):
+        order += [f for f in (*_called(functions[name].node, functions), name) if f not in order]
+    return order
 
 
 def node_tag(node: onnx.NodeProto) -> Tag:

@@ -28,6 +28,11 @@ class Pass:
         """The file that defines it, as a module name."""
         return self.run.__module__
 
+    @property
+    def file(self) -> str:
+        """The same as a path from the repository's root."""
+        return self.module.removeprefix("wageubn_onnx.").replace(".", "/") + ".py"
+
     def __call__(self, model: Any, config: Config) -> Model:
         """Apply the pass; whatever it adds to ``model`` carries its name."""
         if not isinstance(model, Model):

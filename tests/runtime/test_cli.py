@@ -226,7 +226,7 @@ def test_audit_exits_with_one_where_something_is_found(pretend: Callable[..., No
 
 
 def test_passes_lists_the_pipeline(pretend: Callable[..., None]) -> None:
-    step = SimpleNamespace(name="loss", module="wageubn_onnx.passes.training.loss", summary="append the loss")
+    step = SimpleNamespace(name="loss", file="passes/training/loss.py", summary="append the loss")
     stage = SimpleNamespace(name="fp_training", summary="a float step", passes=[step])
     pretend("wageubn_onnx.pipeline", STAGES=[stage])
     text = run("passes")

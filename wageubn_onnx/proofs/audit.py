@@ -170,7 +170,7 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
         return
     expected: dict[str, list[str]] = json.loads(props[PREFIX + "expected"])
     present: dict[str, set[str]] = {}
-    for node in model.graph.node:
+    for node in _live(model):
         if node.domain == DOMAIN and any(a.name == "role" for a in node.attribute):
             tag = node_tag(node)
             present.setdefault(tag.layer, set()).add(tag.role)
@@ -180,6 +180,15 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
                 report.findings.append(Finding("gap", f"layer {layer!r}", f"has no quantizer of role {role}"))
     report.coverage["layers"] = len(expected)
     report.coverage["quantizers"] = sum(map(len, expected.values()))
+
+
+def _live(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes that an output needs: a quantizer that nothing reads guards nothing."""
+    needed = {o.name for o in model.graph.output}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            yield node
 
 
 def _check_operands(model: onnx.ModelProto, report: Report) -> None:

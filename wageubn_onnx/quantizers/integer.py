@@ -120,13 +120,18 @@ DIRECT = function(
 
 DIRECT_WIDE = function(
     "DirectQuantizeWide", ("to", "least", "greatest"), "(m, shift) => (q)",
-    # m int64, |m| < 2^52; symmetric bounds, or least = 0
+    # m int64, |m| < 2^52; any bounds below 2^53: saturated at the farther of them first, on both sides
     """
-    greatest = Constant <value_int: int = @greatest> ()
-    r = wageubn.RoundShiftWide (m, shift, greatest)
     least = Constant <value_int: int = @least> ()
-    under = Less (r, least)
-    bounded = Where (under, least, r)
+    greatest = Constant <value_int: int = @greatest> ()
+    depth = Neg (least)
+    deeper = Greater (depth, greatest)
+    limit = Where (deeper, depth, greatest)
+    r = wageubn.RoundShiftWide (m, shift, limit)
+    over = Greater (r, greatest)
+    lowered = Where (over, greatest, r)
+    under = Less (lowered, least)
+    bounded = Where (under, least, lowered)
     q = Cast <to: int = @to> (bounded)
     """,
 )  # fmt: skip
@@ -204,7 +209,8 @@ def _square_root() -> str:
 
 DIRECT_ROOT = function(
     "DirectQuantizeRoot", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
-    # int64; q = round(sqrt(total/count * factor + offset) / 2): the radicand is in quarters of q's unit squared
+    # int64; q = round(sqrt(total/count * factor + offset) / 2): the radicand is in quarters of q's unit squared. A tie is an odd
+    # root without rest, and goes to the even neighbour; (total/count + 1) * factor + offset < 2^63.
     _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1) + """
     least = Constant <value_int: int = @least> ()
     greatest = Constant <value_int: int = @greatest> ()
@@ -220,7 +226,17 @@ DIRECT_ROOT = function(
     v = Where (large, most, radicand)
     """ + _square_root() + """
     above = Add (root0, one)
-    r = Div (above, two)
+    half_up = Div (above, two)
+    covered_rest = Mul (rest_whole, count)
+    square = Mul (root0, root0)
+    no_rest = Equal (covered_rest, rest_scaled)
+    is_square = Equal (square, v)
+    is_exact = And (no_rest, is_square)
+    odd_root = BitwiseAnd (root0, one)
+    odd_up = BitwiseAnd (half_up, one)
+    is_odd = Mul (odd_root, odd_up)
+    step_back = Where (is_exact, is_odd, zero)
+    r = Sub (half_up, step_back)
     over = Greater (r, greatest)
     r1 = Where (over, greatest, r)
     under = Less (r1, least)

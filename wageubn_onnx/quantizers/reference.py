@@ -42,7 +42,8 @@ def half_even(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Integers:
     n, d = np.broadcast_arrays(exact(numerator), exact(denominator))
     below, rest = n // d, n % d
     up = (2 * rest > d) | ((2 * rest == d) & (below % 2 == 1))
-    return np.where(up, below + 1, below)
+    rounded: Integers = np.where(up, below + 1, below)
+    return rounded
 
 
 def rescale(m: npt.ArrayLike, shift: int) -> Integers:
@@ -156,8 +157,9 @@ def constant(m: npt.ArrayLike, dr: int, random: npt.ArrayLike, fraction: int) ->
 def mix(x: Integers) -> Integers:
     """A bijection of 32 bits: two rounds of xor-shift and multiplication modulo 2^32, and a third xor-shift. uint32 arrays."""
     for _ in range(2):
-        x = (x ^ (x >> 16)) * np.uint32(0x45D9F3B)
-    return x ^ (x >> 16)
+        x = np.multiply(x ^ (x >> 16), np.uint32(0x45D9F3B))
+    mixed: Integers = x ^ (x >> 16)
+    return mixed
 
 
 def random_bits(seed: int, step: int, tensor: int, count: int) -> Integers:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import onnx
 import onnx.parser
 
-# What a quantize node says about itself; its body reads only some of it.
-DESCRIPTION = ("role", "bits", "rounding", "exponent", "lo", "hi")
+# What a quantize node may say about itself; what its body does not read is optional.
+DESCRIPTION = {"role": 'string = ""', "bits": "int = 0", "rounding": 'string = ""', "exponent": "int = 0", "lo": "float = 0.0",
+               "hi": "float = 0.0"}  # fmt: skip
 
 
 def function(name: str, attributes: Sequence[str], signature: str, body: str) -> onnx.FunctionProto:
     """The model-local function ``wageubn::name`` with opset 18; ``body`` in the syntax of onnx.parser."""
-    declared = ", ".join(dict.fromkeys((*DESCRIPTION, *attributes)))
+    read = dict.fromkeys((*(a for a in DESCRIPTION if f"@{a}>" in body), *attributes))
+    optional = [f"{a}: {kind}" for a, kind in DESCRIPTION.items() if a not in read]
+    declared = ", ".join((*read, *optional))
     header = '<opset_import: ["" : 18, "wageubn" : 1], domain: "wageubn">'
     return onnx.parser.parse_function(f"{header} {name} <{declared}> {signature} {{ {body} }}")

@@ -1,0 +1,66 @@
+"""A float model's copy in float64, for onnx's reference evaluator (onnxruntime has no float64 Conv)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from wageubn_onnx.quantizers import tables
+
+
+def float64_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every float32 tensor, Cast and Constant as float64, in the graph and in function bodies.
+
+    A Constant whose value is a function's attribute stays: such an attribute is float32 by ONNX's definition, and a CastLike follows
+    it. The thresholds of ``PowerOfTwoRange`` are the least float32 not below 2^(j-1/2); they become the least such float64.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == T.FLOAT:
+            value.type.tensor_type.elem_type = T.DOUBLE
+    for tensor in graph.initializer:
+        if tensor.data_type == T.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    _widen(graph.node)
+    for function in copy.functions:
+        _widen(function.node)
+        if function.name == "PowerOfTwoRange":
+            _use_thresholds(function)
+    return copy
+
+
+def _widen(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == T.FLOAT:
+                attribute.i = T.DOUBLE
+            if node.op_type == "Constant" and attribute.name.startswith("value_float") and not attribute.ref_attr_name:
+                value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+                _set_value(node, np.asarray(value, np.float64))
+
+
+def _use_thresholds(function: onnx.FunctionProto) -> None:
+    limits, powers = tables.float_thresholds(np.float64)
+    for node in function.node:
+        if node.op_type == "Constant" and node.output[0] in ("limits", "powers"):
+            _set_value(node, np.asarray(limits if node.output[0] == "limits" else powers, np.float64))
+
+
+def _set_value(node: onnx.NodeProto, value: np.ndarray[Any, Any]) -> None:
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(value)))
+
+
+def run_reference(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Every output by name, by onnx's reference evaluator."""
+    evaluator = ReferenceEvaluator(model)
+    return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))

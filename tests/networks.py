@@ -1,0 +1,157 @@
+"""Small networks for tests, built from a seed, and what to feed them.
+
+`tiny` holds every operator of the `forward` stage: Conv 3x3, 1x1, with stride 2, with dilation, with a bias before BN and with one
+that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3 with padding, AveragePool 2x2
+and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx import numpy_helper
+
+Array = np.ndarray[Any, Any]
+BATCH, CHANNELS, SIZE, CLASSES = 4, 3, 12, 5
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.3, 0.28)
+
+
+class Net:
+    """An ONNX graph in the making: each method appends a node and returns the name of its result."""
+
+    def __init__(self, seed: int = 0, shape: tuple[int, ...] = (CHANNELS, SIZE, SIZE)) -> None:
+        self.random = np.random.default_rng(seed)
+        self.shape = shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def node(self, kind: str, *inputs: str, name: str = "", **attrs: Any) -> str:
+        name = name or f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(h.make_node(kind, list(inputs), [f"{name}.out"], name, **attrs))
+        return f"{name}.out"
+
+    def tensor(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        self.tensors.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def uniform(self, name: str, low: float, high: float, *shape: int) -> str:
+        return self.tensor(name, self.random.uniform(low, high, shape))
+
+    def conv(self, x: str, name: str, i: int, o: int, k: int = 3, bias: bool = False, **attrs: Any) -> str:
+        attrs = {"kernel_shape": [k, k], "pads": [k // 2] * 4} | attrs
+        reach = (3.0 / (i * k * k)) ** 0.5  # keeps a unit variance
+        operands = [x, self.uniform(f"{name}.weight", -reach, reach, o, i, k, k)]
+        if bias:
+            operands.append(self.uniform(f"{name}.bias", -0.5, 0.5, o))
+        return self.node("Conv", *operands, name=name, **attrs)
+
+    def bn(self, x: str, name: str, c: int, **attrs: Any) -> str:
+        operands = [
+            self.uniform(f"{name}.weight", 0.5, 1.5, c),
+            self.uniform(f"{name}.bias", -0.4, 0.4, c),
+            self.uniform(f"{name}.running_mean", -0.2, 0.2, c),
+            self.uniform(f"{name}.running_var", 0.5, 1.5, c),
+        ]
+        return self.node("BatchNormalization", x, *operands, name=name, **attrs)
+
+    def relu(self, x: str, name: str = "") -> str:
+        return self.node("Relu", x, name=name)
+
+    def gemm(self, x: str, i: int, o: int, name: str = "fc") -> str:
+        w, b = self.uniform(f"{name}.weight", -0.6, 0.6, o, i), self.uniform(f"{name}.bias", -0.3, 0.3, o)
+        return self.node("Gemm", x, w, b, name=name, transB=1)
+
+    def model(
+        self,
+        output: str,
+        shape: tuple[Any, ...] = ("N", CLASSES),
+        opset: int = 18,
+        batch: Any = "N",
+        listed: bool = False,
+        dims: tuple[Any, ...] | None = None,
+    ) -> onnx.ModelProto:
+        """The file's contents. listed: the initializers are inputs too, as before IR 4. dims: what the file says of the image."""
+        inputs = [h.make_tensor_value_info("x", T.FLOAT, [batch, *(dims or self.shape)])]
+        if listed:
+            inputs += [h.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in self.tensors]
+        outputs = [h.make_tensor_value_info(output, T.FLOAT, list(shape))]
+        graph = h.make_graph(self.nodes, "net", inputs, outputs, self.tensors)
+        return h.make_model(graph, opset_imports=[h.make_opsetid("", opset)], ir_version=8)
+
+
+def tiny(seed: int = 0) -> onnx.ModelProto:
+    """3x12x12 images, 5 classes, running statistics of its own random images."""
+    n = Net(seed)
+    stem = n.relu(n.bn(n.conv("x", "stem", 3, 6), "stem_bn", 6))
+    x = n.node("MaxPool", stem, name="maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])  # 6x6
+    y = n.relu(n.bn(n.conv(x, "a1", 6, 6, bias=True), "a1_bn", 6))
+    y = n.bn(n.conv(y, "a2", 6, 6, pads=[2, 2, 2, 2], dilations=[2, 2]), "a2_bn", 6)
+    x = n.relu(n.node("Add", y, x, name="a_add"))
+    y = n.relu(n.bn(n.conv(x, "b1", 6, 8, strides=[2, 2]), "b1_bn", 8))  # 3x3
+    y = n.bn(n.conv(y, "b2", 8, 8), "b2_bn", 8)
+    short = n.node("AveragePool", x, name="b_pool", kernel_shape=[2, 2], strides=[2, 2])
+    short = n.bn(n.conv(short, "b_short", 6, 8, k=1), "b_short_bn", 8, epsilon=1e-3, momentum=0.8)
+    x = n.relu(n.node("Add", y, short, name="b_add"))
+    x = n.node("AveragePool", x, name="blur", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=0)
+    x = n.relu(n.conv(x, "head", 8, 8, k=1, bias=True))
+    x = n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten")
+    return with_own_statistics(n.model(n.gemm(x, 8, CLASSES)), seed)
+
+
+def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+    """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
+    initializers = {t.name: t for t in model.graph.initializer}
+    x = images(64, seed=seed + 1000, normalised=True)
+    for node in [n for n in model.graph.node if n.op_type == "BatchNormalization"]:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        probe.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
+        (value,) = ort_session(probe).run([node.input[0]], {"x": x})
+        for name, statistic in ((node.input[3], value.mean((0, 2, 3))), (node.input[4], value.var((0, 2, 3)))):
+            initializers[name].CopyFrom(numpy_helper.from_array(statistic.astype(np.float32), name))
+    return model
+
+
+def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array:
+    """uint8 [count, 3, 12, 12]: a random gradient with noise an image; or as the float network takes them."""
+    random = np.random.default_rng(seed)
+    slope = random.uniform(-9, 9, (count, CHANNELS, 2, 1, 1)) * (np.mgrid[:SIZE, :SIZE] - SIZE / 2)
+    pixels = slope.sum(axis=2) + random.uniform(90, 160, (count, CHANNELS, 1, 1)) + random.normal(0, 30, (count, CHANNELS, SIZE, SIZE))
+    pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    return to_float(pixels) if normalised else pixels
+
+
+def to_float(pixels: Array, mean: Any = MEAN, std: Any = STD) -> Array:
+    """uint8 -> float32 (pixel/255 - mean) / std."""
+    mean, std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in (mean, std))
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def labels(count: int = BATCH, seed: int = 0, classes: int = CLASSES) -> Array:
+    return np.random.default_rng(seed + 1).integers(0, classes, count, dtype=np.int32)
+
+
+def ort_session(model: onnx.ModelProto, threads: int = 1, optimize: bool = True) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_ort(model: onnx.ModelProto, feeds: dict[str, Array], **options: Any) -> dict[str, Array]:
+    """Every output by name."""
+    session = ort_session(model, **options)
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def relative(a: Array, b: Array) -> float:
+    """|a - b| / |b|, the norms over the whole tensor."""
+    a, b = (np.asarray(v, np.float64) for v in (a, b))
+    assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))

@@ -1,0 +1,229 @@
+"""The dialects of the exporters: each becomes the one spelling of `forward`, and computes what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import CLASSES, Net, images, run_ort
+from onnx import TensorProto as T
+from sources import MAP, WIDTH, assert_same_function, head, imported, kinds, save, stem
+
+from wageubn_onnx.errors import WageubnError
+
+STEM = ["Conv", "BatchNormalization", "Relu"]
+PLAIN = [*STEM, "GlobalAveragePool", "Flatten", "Gemm"]
+
+
+def to_shape(n: Net, x: str, *shape: int) -> str:
+    return n.node("Reshape", x, n.tensor("shape", shape, np.int64))
+
+
+def pooled(n: Net) -> str:
+    return n.node("GlobalAveragePool", stem(n))
+
+
+def shape_chain(n: Net) -> str:
+    """PyTorch's x.view(x.size(0), -1): Shape, Gather, Unsqueeze, Concat, Reshape (opset 9)."""
+    x = pooled(n)
+    rows = n.node("Gather", n.node("Shape", x), n.tensor("zero", 0, np.int64), axis=0)
+    target = n.node("Concat", n.node("Unsqueeze", rows, axes=[0]), n.tensor("rest", [-1], np.int64), axis=0)
+    return n.gemm(n.node("Reshape", x, target), WIDTH, CLASSES)
+
+
+def whole_map(n: Net) -> str:
+    """Flatten without a pool: the dense layer sees every pixel."""
+    return n.gemm(n.node("Flatten", stem(n)), WIDTH * MAP * MAP, CLASSES)
+
+
+def matmul_head(n: Net, bias: bool, turned: bool = False) -> str:
+    product = n.node("MatMul", n.node("Flatten", pooled(n)), n.uniform("kernel", -1, 1, WIDTH, CLASSES), name="dense")
+    if not bias:
+        return product
+    operands = [product, n.uniform("offset", -1, 1, CLASSES)]
+    return n.node("Add", *(reversed(operands) if turned else operands), name="dense_bias")
+
+
+def gemm_head(n: Net, **attrs: Any) -> str:
+    shape = (CLASSES, WIDTH) if attrs.get("transB") else (WIDTH, CLASSES)
+    operands = [n.uniform("kernel", -1, 1, *shape), n.uniform("offset", -1, 1, CLASSES)]
+    return n.node("Gemm", n.node("Flatten", pooled(n)), *operands, name="dense", **attrs)
+
+
+def chains(n: Net) -> str:
+    """Identity and Dropout wherever they may be."""
+    x = n.node("Identity", n.node("Identity", "x"))
+    x = n.bn(n.node("Identity", n.conv(x, "conv", 3, WIDTH, strides=[2, 2])), "bn", WIDTH)
+    x = n.node("Dropout", n.node("Identity", n.node("Dropout", n.relu(x))))
+    return n.node("Identity", n.node("Identity", head(n, x)))
+
+
+def named_output(n: Net) -> str:
+    """A trailing Dropout after a trailing Softmax."""
+    return n.node("Dropout", n.node("Softmax", head(n, stem(n)), axis=1))
+
+
+def auto_pad(n: Net, kind: str, strides: int, kernel: int = 3) -> str:
+    weight = n.uniform("conv.weight", -0.4, 0.4, WIDTH, 3, kernel, kernel)
+    x = n.node("Conv", "x", weight, name="conv", auto_pad=kind, kernel_shape=[kernel] * 2, strides=[strides] * 2)
+    x = n.relu(n.bn(x, "bn", WIDTH))
+    return head(n, n.node("MaxPool", x, name="pool", auto_pad=kind, kernel_shape=[2, 2], strides=[2, 2]))
+
+
+def constant_nodes(n: Net) -> str:
+    """Weights in Constant nodes, as TensorFlow's converter leaves them."""
+    logits = head(n, stem(n))
+    for tensor in n.tensors:
+        n.nodes.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], tensor.name, value=tensor))
+    n.tensors = []
+    return logits
+
+
+def bare_attributes(n: Net) -> str:
+    """Everything optional left out: no kernel_shape, strides, pads, dilations, names."""
+    x = n.node("Conv", "x", n.uniform("w", -0.4, 0.4, WIDTH, 3, 3, 3))
+    logits = head(n, n.relu(n.bn(x, "bn", WIDTH)))
+    for node in n.nodes:
+        node.name = ""
+    return logits
+
+
+# name: (opset, builder of the logits, expected operators)
+DIALECTS: dict[str, tuple[int, Callable[[Net], str], list[str]]] = {
+    "reshape to -1, features": (18, lambda n: n.gemm(to_shape(n, pooled(n), -1, WIDTH), WIDTH, CLASSES), PLAIN),
+    "reshape to 0, -1": (18, lambda n: n.gemm(to_shape(n, pooled(n), 0, -1), WIDTH, CLASSES), PLAIN),
+    "reshape to 0, features": (18, lambda n: n.gemm(to_shape(n, pooled(n), 0, WIDTH), WIDTH, CLASSES), PLAIN),
+    "shape, gather, concat, reshape": (9, shape_chain, PLAIN),
+    "squeeze by attribute": (11, lambda n: n.gemm(n.node("Squeeze", pooled(n), axes=[2, 3]), WIDTH, CLASSES), PLAIN),
+    "squeeze by operand": (
+        18, lambda n: n.gemm(n.node("Squeeze", pooled(n), n.tensor("axes", [2, 3], np.int64)), WIDTH, CLASSES), PLAIN,
+    ),
+    "flatten of a whole map": (18, whole_map, [*STEM, "Flatten", "Gemm"]),
+    "flatten with a negative axis": (18, lambda n: n.gemm(n.node("Flatten", pooled(n), axis=-3), WIDTH, CLASSES), PLAIN),
+    "matmul": (18, lambda n: matmul_head(n, bias=False), PLAIN),
+    "matmul and add": (18, lambda n: matmul_head(n, bias=True), PLAIN),
+    "add and matmul": (18, lambda n: matmul_head(n, bias=True, turned=True), PLAIN),
+    "gemm, transB 0": (18, lambda n: gemm_head(n, transB=0), PLAIN),
+    "gemm, transB 1": (18, lambda n: gemm_head(n, transB=1), PLAIN),
+    "identities and dropouts": (12, chains, PLAIN),
+    "reduce mean, axes as attribute": (
+        13, lambda n: n.gemm(n.node("Flatten", n.node("ReduceMean", stem(n), axes=[2, 3])), WIDTH, CLASSES), PLAIN,
+    ),
+    "reduce mean, negative axes": (
+        13, lambda n: n.gemm(n.node("Flatten", n.node("ReduceMean", stem(n), axes=[-1, -2])), WIDTH, CLASSES), PLAIN,
+    ),
+    "reduce mean, axes as operand": (
+        18, lambda n: n.gemm(n.node("Flatten", n.node("ReduceMean", stem(n), n.tensor("a", [2, 3], np.int64))), WIDTH, CLASSES),
+        PLAIN,
+    ),
+    "reduce mean, dropping axes": (
+        11, lambda n: n.gemm(n.node("ReduceMean", stem(n), axes=[2, 3], keepdims=0), WIDTH, CLASSES), PLAIN,
+    ),
+    "reduce mean, dropping axes by operand": (
+        18, lambda n: n.gemm(n.node("ReduceMean", stem(n), n.tensor("a", [2, 3], np.int64), keepdims=0), WIDTH, CLASSES), PLAIN,
+    ),
+    "average pool of the whole map": (
+        11, lambda n: n.gemm(n.node("Flatten", n.node("AveragePool", stem(n), kernel_shape=[MAP, MAP])), WIDTH, CLASSES), PLAIN,
+    ),
+    "average pool of the whole map, padded for nothing": (
+        11,
+        lambda n: n.gemm(
+            n.node("Flatten", n.node("AveragePool", stem(n), kernel_shape=[MAP, MAP], pads=[0] * 4, strides=[MAP, MAP])),
+            WIDTH, CLASSES,
+        ),
+        PLAIN,
+    ),
+    "auto_pad SAME_UPPER, stride 2": (18, lambda n: auto_pad(n, "SAME_UPPER", 2), [*STEM, "MaxPool", *PLAIN[3:]]),
+    "auto_pad SAME_LOWER, stride 2": (18, lambda n: auto_pad(n, "SAME_LOWER", 2), [*STEM, "MaxPool", *PLAIN[3:]]),
+    "auto_pad SAME_UPPER, 1x1 stride 2": (18, lambda n: auto_pad(n, "SAME_UPPER", 2, 1), [*STEM, "MaxPool", *PLAIN[3:]]),
+    "auto_pad VALID": (18, lambda n: auto_pad(n, "VALID", 1), [*STEM, "MaxPool", *PLAIN[3:]]),
+    "weights in Constant nodes": (13, constant_nodes, PLAIN),
+    "attributes and names left out": (18, bare_attributes, PLAIN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_dialect_computes_what_it_did(name: str, tmp_path: Path) -> None:
+    opset, build, expected = DIALECTS[name]
+    n = Net(seed=len(name))
+    model = n.model(build(n), opset=opset)
+    forward = assert_same_function(model, tmp_path, images(4, seed=1, normalised=True))
+    assert [kind for kind in kinds(forward) if kind != "Identity"] == expected
+
+
+@pytest.mark.parametrize("name", ["reshape to -1, features", "shape, gather, concat, reshape", "matmul and add"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_becomes_any(name: str, batch: int, tmp_path: Path) -> None:
+    """A file exported for one image (here with that batch in its inferred shapes) takes five."""
+    opset, build, _ = DIALECTS[name]
+    n = Net()
+    fixed = onnx.shape_inference.infer_shapes(n.model(build(n), shape=(batch, CLASSES), opset=opset, batch=batch))
+    x = images(2 * batch, normalised=True)
+    forward = imported(save(fixed, tmp_path))
+    halves = [run_ort(fixed, {"x": half}) for half in (x[:batch], x[batch:])]
+    expected = np.concatenate([next(iter(half.values())) for half in halves])
+    assert abs(run_ort(forward, {"images": x})["logits"] - expected).max() < 1e-5
+
+
+def test_a_trailing_softmax_is_left_to_the_loss(tmp_path: Path) -> None:
+    """It is monotonic, and cross-entropy applies it again: softmax(`forward`) is what the source computes."""
+    n = Net()
+    model = n.model(named_output(n), opset=13)
+    forward = imported(save(model, tmp_path))
+    assert [k for k in kinds(forward) if k != "Identity"] == PLAIN
+    x = images(4, normalised=True)
+    (expected,) = run_ort(model, {"x": x}).values()
+    logits = run_ort(forward, {"images": x})["logits"].astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert abs(powers / powers.sum(axis=1, keepdims=True) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("opset", [9, 18])
+def test_initializers_may_be_inputs_too(opset: int, tmp_path: Path) -> None:
+    n = Net()
+    model = n.model(head(n, stem(n)), opset=opset, listed=True)
+    assert len(model.graph.input) > 1
+    forward = assert_same_function(model, tmp_path, images(2, normalised=True))
+    assert [i.name for i in forward.graph.input if i.name not in {t.name for t in forward.graph.initializer}] == ["images"]
+
+
+def refused(model: onnx.ModelProto, folder: Path, *words: str) -> None:
+    with pytest.raises(WageubnError) as caught:
+        imported(save(model, folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("dims", [(3, "H", "W"), ("C", 12, 12), (3, 12, None)])
+def test_an_image_of_unknown_size_is_refused(dims: tuple[Any, ...], tmp_path: Path) -> None:
+    n = Net()
+    refused(n.model(head(n, stem(n)), dims=dims), tmp_path, "input 'x'", "must be float32 [N, C, H, W]", "known")
+
+
+def test_an_input_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    n = Net()
+    model = n.model(n.gemm("x", 4, CLASSES), dims=(4,))
+    refused(model, tmp_path, "input 'x' is float32", "[N, C, H, W]")
+
+
+def test_an_integer_image_is_refused(tmp_path: Path) -> None:
+    n = Net()
+    logits = head(n, stem(n))
+    model = n.model(logits)
+    model.graph.input[0].type.tensor_type.elem_type = T.UINT8
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["cast"], "cast", to=T.FLOAT))
+    model.graph.node[1].input[0] = "cast"
+    refused(model, tmp_path, "input 'x' is uint8")
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    n = Net()
+    model = n.model(n.node("Add", head(n, stem(n)), "prior"))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("prior", T.FLOAT, ["N", CLASSES]))
+    refused(model, tmp_path, "must have one input", "x, prior")

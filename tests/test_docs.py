@@ -1,0 +1,65 @@
+"""The docs that run: the generated page is fresh, links lead somewhere, and the README's commands do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from wageubn_onnx.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_page_is_fresh():
+    generate = load(ROOT / "docs" / "generate.py")
+    assert (ROOT / "docs" / "passes.md").read_text() == generate.page(), "run python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the README's commands expect: the digits as digits.npz, and models/."""
+    pytest.importorskip("sklearn", reason="the digits come from scikit-learn (extra demo)")
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "models").symlink_to(ROOT / "models")
+    digits = load(ROOT / "models" / "digits.py")
+    digits.save_npz(digits.digits(), folder / "digits.npz")
+    return folder
+
+
+def test_readme_commands_run_and_the_driver_trains(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    commands = [line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("wageubn-onnx")]
+    assert len(commands) >= 4
+    for command in commands:
+        result = CliRunner().invoke(cli, shlex.split(command.split("#")[0])[1:])
+        assert result.exit_code == 0, f"{command}: {result.output}"
+    (driver,) = (b for b in blocks("docs/artifacts.md", "python") if "InferenceSession" in b)
+    capsys.readouterr()
+    exec(compile(driver, "docs/artifacts.md", "exec"), {})
+    losses = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 1437 // 32
+    assert sum(losses[-10:]) <= sum(losses[:10])
