@@ -1,14 +1,20 @@
-"""The handwritten digits of scikit-learn (UCI, 1797 images of 8x8) as the project's `Dataset`."""
+"""The handwritten digits of scikit-learn (UCI, 1797 images of 8x8) as the project's `Dataset`, or as a file of it.
+
+python models/digits.py digits.npz
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from wageubn_onnx.runtime.data import Dataset
+from wageubn_onnx.runtime.files import atomic_write
 
 TRAIN_IMAGES = 1437  # four fifths; the other 360 test
 MEAN, STD = (0.305,), (0.376,)  # of pixel / 255 over the training images
@@ -18,9 +24,9 @@ def digits() -> Dataset:
     """Return the digits as uint8 [n, 1, 8, 8], the same images to train and to test on every time."""
     images, labels = load_digits(return_X_y=True)
     pixels = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)  # the source counts 0..16
+    labels = labels.astype(np.int32)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(pixels))
     train, test = order[:TRAIN_IMAGES], order[TRAIN_IMAGES:]
-    labels = labels.astype(np.int32)
     return Dataset(pixels[train], labels[train], pixels[test], labels[test])
 
 
@@ -31,4 +37,16 @@ def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def save_npz(data: Dataset, path: str | os.PathLike[str]) -> None:
     """Write ``data`` as the .npz that `wageubn-onnx train --data` reads."""
-    np.savez_compressed(path, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
+
+
+def main() -> None:
+    """Parse the command line and write the file."""
+    parser = argparse.ArgumentParser(description="Write scikit-learn's digits as DATA for `wageubn-onnx train`.")
+    parser.add_argument("out", type=Path, help="the .npz to write")
+    save_npz(digits(), parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -142,7 +143,7 @@ class _Builder:
     def relu(self, x: str, name: str) -> str:
         return self.node("Relu", [x], name, self.channels[x])
 
-    def node(self, op: str, inputs: list[str], name: str, channels: int, **attributes: int | list[int]) -> str:
+    def node(self, op: str, inputs: list[str], name: str, channels: int, **attributes: Any) -> str:
         output = f"{name}.output"
         self.nodes.append(helper.make_node(op, inputs, [output], name, **attributes))
         self.channels[output] = channels

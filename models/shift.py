@@ -1,6 +1,6 @@
 """Write a shifted copy of a data set: inverted, rotated, and cut to its first training images.
 
-    python models/shift.py cifar10_subset.npz inverted.npz --invert --first 2048
+python models/shift.py cifar10_subset.npz inverted.npz --invert --first 2048
 """
 
 from __future__ import annotations
@@ -9,12 +9,24 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wageubn_onnx.runtime.data import load_data
+from wageubn_onnx.runtime.data import Dataset, load_data
 from wageubn_onnx.runtime.files import atomic_write
 
 
+def shifted(data: Dataset, invert: bool = False, rotate: int = 0, first: int | None = None) -> Dataset:
+    """Return ``data`` as 255 - pixel, turned by ``rotate`` quarters, with only the ``first`` training images."""
+
+    def shift(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        turned = np.rot90(images, rotate, axes=(2, 3))
+        return np.ascontiguousarray(255 - turned if invert else turned)
+
+    return Dataset(shift(data.x_train[:first]), data.y_train[:first], shift(data.x_test), data.y_test)
+
+
 def main() -> None:
+    """Parse the command line and write the file."""
     parser = argparse.ArgumentParser(description="Write a shifted copy of a data set.")
     parser.add_argument("data", type=Path, help="an .npz or an image folder, as `wageubn-onnx train --data` takes it")
     parser.add_argument("out", type=Path, help="the .npz to write")
@@ -22,21 +34,9 @@ def main() -> None:
     parser.add_argument("--rotate", type=int, default=0, metavar="K", help="by K quarter turns")
     parser.add_argument("--first", type=int, help="keep that many training images")
     options = parser.parse_args()
-    data = load_data(options.data)
-
-    def shifted(images: np.ndarray) -> np.ndarray:
-        turned = np.rot90(images, options.rotate, axes=(2, 3))
-        return np.ascontiguousarray(255 - turned if options.invert else turned)
-
-    keep = slice(options.first)
+    data = shifted(load_data(options.data), options.invert, options.rotate, options.first)
     with atomic_write(options.out) as file:
-        np.savez(
-            file,
-            x_train=shifted(data.x_train[keep]),
-            y_train=data.y_train[keep],
-            x_test=shifted(data.x_test),
-            y_test=data.y_test,
-        )
+        np.savez(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
 
 
 if __name__ == "__main__":

@@ -129,5 +129,8 @@ def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
     outputs = next_states(model) | {name: model.named[name] for name in ("loss", "correct")}
     if config.expose_gradients:
         outputs |= {f"{key}.gradient": gradient for key, gradient in model.gradients.items()}
-        outputs |= {f"{key}.gradient.exponent": e.tensor(model) for key, e in model.notes.get("gradient_exponents", {}).items()}
+        with model.context(made_by="outputs"):
+            for key, exponent in model.notes.get("gradient_exponents", {}).items():  # copies: the manifest names the originals
+                copy = model.op("Identity", exponent.tensor(model), name="gradient_exponent")
+                outputs[f"{key}.gradient.exponent"] = copy
     return outputs

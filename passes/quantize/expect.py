@@ -26,7 +26,9 @@ REQUIRED = frozenset(
         "BN.K",
         "BN.B",
         "BN.running_mean",
+        "BN.running_mean.batch",
         "BN.running_var",
+        "BN.running_var.batch",
         "G.W",
         "G.gamma",
         "G.beta",
@@ -42,11 +44,12 @@ REQUIRED = frozenset(
         "U.gamma",
         "U.beta",
         "U.bias",
+        "S.t",
         "S.p",
         "loss",
     ]
 )
-IN_EVALUATION = frozenset(["I", "W", "bias", "C", "A", "gamma", "beta", "BN.mu", "BN.sigma", "BN.x"])
+ALSO = {"BN.A": "BN.ratio"}  # places that get two quantizers
 
 
 def expect(g: Model, config: Config) -> None:
@@ -56,7 +59,10 @@ def expect(g: Model, config: Config) -> None:
         tensor = node.outputs[0]
         tag = g.tag(tensor)
         if tag.role in REQUIRED:
-            expected.setdefault(tag.layer, set()).add("Z" if tensor is g.named["logits"] else tag.role)
+            found = expected.setdefault(tag.layer, set())
+            found.add("Z" if tensor is g.named["logits"] else tag.role)
+            if tag.role in ALSO:
+                found.add(ALSO[tag.role])
     g.notes["expected"] = {layer: sorted(roles) for layer, roles in sorted(expected.items())}
 
 

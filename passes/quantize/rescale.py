@@ -33,8 +33,8 @@ def rescale(g: Model, config: Config) -> None:
         weight.value = np.ldexp(weight.value, k.reshape(-1, *[1] * (weight.value.ndim - 1)))
         mean.value, variance.value = np.ldexp(mean.value, k), np.ldexp(variance.value, 2 * k)
         epsilon.values = np.ldexp(epsilon.values, 2 * k.reshape(epsilon.shape))
-        for state in (weight, mean, variance):
-            state.info["scale_log2"] = k.tolist()
+        for state, log2 in ((weight, k), (mean, k), (variance, 2 * k)):
+            state.info["scale_log2"] = log2.tolist()
 
 
 def _power(greatest: Any) -> Any:

@@ -22,7 +22,7 @@ FEW = settings(EXACT, max_examples=15)  # for the evaluator, which is slow
 
 
 def call_model(
-    function: onnx.FunctionProto, dtypes: Sequence[Any], library: Sequence[onnx.FunctionProto], attrs: dict[str, Any]
+    function: onnx.FunctionProto, dtypes: Sequence[Any], library: Sequence[onnx.FunctionProto] = (), **attrs: Any
 ) -> onnx.ModelProto:
     """A model of one call; inputs have the ``dtypes`` and any shape, outputs are the function's."""
     node = h.make_node(function.name, list(function.input), list(function.output), "call", domain=DOMAIN, **attrs)
@@ -37,14 +37,12 @@ def call_model(
 
 
 class Kernel:
-    """``kernel(*arrays)`` runs the function on onnxruntime, demands equal bits of both optimization levels, and returns them."""
+    """``kernel(*arrays)`` runs the model on onnxruntime, demands equal bits of both optimization levels, and returns them."""
 
-    def __init__(
-        self, function: onnx.FunctionProto, dtypes: Sequence[Any], library: Sequence[onnx.FunctionProto] = (), **attrs: Any
-    ) -> None:
-        self.name, self.dtypes = function.name, [np.dtype(d) for d in dtypes]
-        self.model = call_model(function, dtypes, library, attrs)
-        self.inputs, self.outputs = list(function.input), list(function.output)
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.dtypes = {v.name: h.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
+        self.outputs = [v.name for v in model.graph.output]
         self._sessions = [self._session(level) for level in ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL")]
         self._evaluator: ReferenceEvaluator | None = None
 
@@ -55,14 +53,14 @@ class Kernel:
         return ort.InferenceSession(self.model.SerializeToString(), options, ["CPUExecutionProvider"])
 
     def _feeds(self, arrays: Sequence[Any]) -> dict[str, Array]:
-        return {n: np.asarray(a).astype(d) for n, a, d in zip(self.inputs, arrays, self.dtypes, strict=True)}
+        return {name: np.asarray(a).astype(dtype) for (name, dtype), a in zip(self.dtypes.items(), arrays, strict=True)}
 
     def __call__(self, *arrays: Any) -> list[Array]:
         feeds = self._feeds(arrays)
         optimized, plain = (session.run(None, feeds) for session in self._sessions)
         for name, a, b in zip(self.outputs, optimized, plain, strict=True):
             assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a, b, f"{self.name}.{name}: optimized and plain differ")
+            np.testing.assert_array_equal(a, b, f"{name}: optimized and plain differ")
         return [np.asarray(a) for a in optimized]
 
     def evaluated(self, *arrays: Any) -> list[Array]:

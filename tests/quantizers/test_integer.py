@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernels import EXACT, FEW, Array, Kernel, arrays, integers, same, tensors
+from kernels import EXACT, FEW, Array, Kernel, arrays, call_model, integers, same, tensors
 
 from wageubn_onnx.quantizers import floating, integer, reference, tables
 
@@ -24,13 +24,14 @@ FORMATS = {  # dtype, least, greatest
     "int32": (np.int32, -(2**27) + 1, 2**27 - 1),
     "table": (np.int16, -4352, 0),
 }
-ROUND = [integer.ROUND_SHIFT, integer.ROUND_SHIFT_WIDE, integer.RANGE]
+LIBRARY = [integer.ROUND_SHIFT, integer.ROUND_SHIFT_WIDE, integer.RANGE]
 I32, I64 = np.int32, np.int64
 
 
 @functools.cache
 def plain(function: str, dtypes: tuple[Any, ...], **attrs: Any) -> Kernel:
-    return Kernel(getattr(integer, function), dtypes, [f for f in ROUND if f.name != getattr(integer, function).name], **attrs)
+    called = getattr(integer, function)
+    return Kernel(call_model(called, dtypes, [f for f in LIBRARY if f is not called], **attrs))
 
 
 @functools.cache
@@ -459,7 +460,7 @@ INT32 = st.one_of(st.integers(-(2**31), 2**31 - 1), st.sampled_from([0, 1, -1, 2
 
 @functools.cache
 def random_kernel(tensor: int, count: int) -> Kernel:
-    return Kernel(floating.RANDOM, (I32, I32), [floating.MIX], tensor=tensor, count=count)
+    return Kernel(call_model(floating.RANDOM, (I32, I32), [floating.MIX], tensor=tensor, count=count))
 
 
 @pytest.mark.parametrize("tensor", [0, 1, 0xDEADBEEF, 2**32 - 1])

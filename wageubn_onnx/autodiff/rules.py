@@ -114,8 +114,9 @@ def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple
         dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
         dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
         a = g.op("Div", gamma_c, sigma, name="A", role="BN.A")
-        k = g.op("Mul", a, g.op("Div", dgamma, n, name="mean_e_xh"), name="K", role="BN.K")
-        b = g.op("Mul", a, g.op("Div", dbeta, n, name="mean_e"), name="B", role="BN.B")
+        # the division comes last: on grids the product is exact, and one division rounds a tie as integers do
+        k = g.op("Div", g.op("Mul", a, dgamma, name="A_e_xh"), n, name="K", role="BN.K")
+        b = g.op("Div", g.op("Mul", a, dbeta, name="A_e"), n, name="B", role="BN.B")
         slope = g.op("Sub", g.op("Mul", e, a, name="e_A", role="BN.e_A"), g.op("Mul", xh, k, name="xh_K"), name="slope")
         dx = g.op("Sub", slope, b, name="dx")
         flat = g.ints(-1)

@@ -170,8 +170,9 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
         return
     expected: dict[str, list[str]] = json.loads(props[PREFIX + "expected"])
     present: dict[str, set[str]] = {}
-    for node in _live(model):
-        if node.domain == DOMAIN and any(a.name == "role" for a in node.attribute):
+    needed = _needed(model)
+    for node in model.graph.node:  # its first output is the mantissa; an exponent alone does not count
+        if node.domain == DOMAIN and node.output[0] in needed and any(a.name == "role" for a in node.attribute):
             tag = node_tag(node)
             present.setdefault(tag.layer, set()).add(tag.role)
     for layer, roles in expected.items():
@@ -182,13 +183,13 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
     report.coverage["quantizers"] = sum(map(len, expected.values()))
 
 
-def _live(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """The nodes that an output needs: a quantizer that nothing reads guards nothing."""
+def _needed(model: onnx.ModelProto) -> set[str]:
+    """The tensors that an output needs: a quantizer whose result nobody reads guards nothing."""
     needed = {o.name for o in model.graph.output}
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
-            yield node
+    return needed
 
 
 def _check_operands(model: onnx.ModelProto, report: Report) -> None:
