@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from digits import MEAN, STD, digits, save_npz
 from rich.console import Console
 from rich.table import Table
-from shift import shifted
 
+from digits import MEAN, STD, digits
+from shift import shifted
 from wageubn_onnx import Config, FloatSession, TrainingSession, audit, convert
-from wageubn_onnx.runtime.data import Dataset
+from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.session import Session
 from wageubn_onnx.runtime.train import CHECKPOINT, Plan, train
 
@@ -61,8 +61,8 @@ def main() -> None:
     say(console, "Train: the digits are turned by a quarter, and both graphs learn them")
     known = digits()
     turned = shifted(known, rotate=1)
-    save_npz(known, out / "digits.npz")
-    save_npz(turned, out / "turned.npz")
+    save_data(known, out / "digits.npz")
+    save_data(turned, out / "turned.npz")
     in_float = learn(console, FloatSession(folder), FLOAT_RATE, known, turned, options.epochs, out / "fp32_run")
     in_integers = learn(console, TrainingSession(folder), INTEGER_RATE, known, turned, options.epochs, out / "integer_run")
 

@@ -6,15 +6,13 @@ python models/digits.py digits.npz
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from wageubn_onnx.runtime.data import Dataset
-from wageubn_onnx.runtime.files import atomic_write
+from wageubn_onnx.runtime.data import Dataset, save_data
 
 TRAIN_IMAGES = 1437  # four fifths; the other 360 test
 MEAN, STD = (0.305,), (0.376,)  # of pixel / 255 over the training images
@@ -35,17 +33,11 @@ def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (images.astype(np.float32) / 255 - np.float32(MEAN[0])) / np.float32(STD[0])
 
 
-def save_npz(data: Dataset, path: str | os.PathLike[str]) -> None:
-    """Write ``data`` as the .npz that `wageubn-onnx train --data` reads."""
-    with atomic_write(path) as file:
-        np.savez_compressed(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
-
-
 def main() -> None:
     """Parse the command line and write the file."""
     parser = argparse.ArgumentParser(description="Write scikit-learn's digits as DATA for `wageubn-onnx train`.")
     parser.add_argument("out", type=Path, help="the .npz to write")
-    save_npz(digits(), parser.parse_args().out)
+    save_data(digits(), parser.parse_args().out)
 
 
 if __name__ == "__main__":

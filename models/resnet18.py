@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+
 from resnet import Architecture, build, fit_statistics
 
 STATISTICS_BATCH = 4  # images; a 224x224 image alone gives a channel of the last stage 49 values

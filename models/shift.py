@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wageubn_onnx.runtime.data import Dataset, load_data
-from wageubn_onnx.runtime.files import atomic_write
+from wageubn_onnx.runtime.data import Dataset, load_data, save_data
 
 
 def shifted(data: Dataset, invert: bool = False, rotate: int = 0, first: int | None = None) -> Dataset:
@@ -34,9 +33,7 @@ def main() -> None:
     parser.add_argument("--rotate", type=int, default=0, metavar="K", help="by K quarter turns")
     parser.add_argument("--first", type=int, help="keep that many training images")
     options = parser.parse_args()
-    data = shifted(load_data(options.data), options.invert, options.rotate, options.first)
-    with atomic_write(options.out) as file:
-        np.savez(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
+    save_data(shifted(load_data(options.data), options.invert, options.rotate, options.first), options.out)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 import onnx
+
 from digits import MEAN, STD, digits, normalised
 from resnet import Architecture, build, fit_statistics, set_parameters
-
 from wageubn_onnx import Config, convert
 from wageubn_onnx.runtime.session import FloatSession
 from wageubn_onnx.runtime.train import Plan, train

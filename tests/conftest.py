@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from networks import BATCH, MEAN, STD, tiny
 
+from networks import BATCH, MEAN, STD, tiny
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert

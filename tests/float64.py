@@ -17,8 +17,9 @@ from wageubn_onnx.quantizers import tables
 def float64_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every float32 tensor, Cast and Constant as float64, in the graph and in function bodies.
 
-    A Constant whose value is a function's attribute stays: such an attribute is float32 by ONNX's definition, and a CastLike follows
-    it. The thresholds of ``PowerOfTwoRange`` are the least float32 not below 2^(j-1/2); they become the least such float64.
+    A Constant whose value is a function's attribute stays: such an attribute is float32 by ONNX's definition, and a CastLike
+    follows it. The thresholds of ``PowerOfTwoRange`` are the least float32 not below 2^(j-1/2); they become the least such
+    float64.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -1,8 +1,8 @@
 """Small networks for tests, built from a seed, and what to feed them.
 
-`tiny` holds every operator of the `forward` stage: Conv 3x3, 1x1, with stride 2, with dilation, with a bias before BN and with one
-that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3 with padding, AveragePool 2x2
-and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm.
+`tiny` holds every operator of the `forward` stage: Conv 3x3, 1x1, with stride 2, with dilation, with a bias before BN and with
+one that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3 with padding,
+AveragePool 2x2 and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array
     """uint8 [count, 3, 12, 12]: a random gradient with noise an image; or as the float network takes them."""
     random = np.random.default_rng(seed)
     slope = random.uniform(-9, 9, (count, CHANNELS, 2, 1, 1)) * (np.mgrid[:SIZE, :SIZE] - SIZE / 2)
-    pixels = slope.sum(axis=2) + random.uniform(90, 160, (count, CHANNELS, 1, 1)) + random.normal(0, 30, (count, CHANNELS, SIZE, SIZE))
+    pixels = (
+        slope.sum(axis=2) + random.uniform(90, 160, (count, CHANNELS, 1, 1)) + random.normal(0, 30, (count, CHANNELS, SIZE, SIZE))
+    )
     pixels = np.clip(pixels, 0, 255).astype(np.uint8)
     return to_float(pixels) if normalised else pixels
 

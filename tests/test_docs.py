@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from wageubn_onnx.cli import cli
+from wageubn_onnx.runtime.data import save_data
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -46,7 +47,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "models").symlink_to(ROOT / "models")
     digits = load(ROOT / "models" / "digits.py")
-    digits.save_npz(digits.digits(), folder / "digits.npz")
+    save_data(digits.digits(), folder / "digits.npz")
     return folder
 
 

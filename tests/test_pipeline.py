@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import BATCH, CLASSES, MEAN, STD, images, labels, run_ort, tiny, to_float
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 import wageubn_onnx.artifacts
 import wageubn_onnx.passes
+from networks import BATCH, CLASSES, MEAN, STD, images, labels, run_ort, tiny, to_float
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
@@ -178,7 +178,9 @@ def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_old_folder_survives_a_failed_write(tiny_artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_folder_survives_a_failed_write(
+    tiny_artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_artifacts.save(tmp_path / "out")
     before = contents(tmp_path / "out")
 
@@ -232,9 +234,7 @@ def tensors_of(model: onnx.ModelProto) -> dict[str, tuple[str, list[int]]]:
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {v.name: v.type.tensor_type for v in values}
-    return {
-        name: (NUMPY[t.elem_type], [d.dim_value for d in t.shape.dim]) for name, t in types.items() if t.elem_type in NUMPY
-    }
+    return {name: (NUMPY[t.elem_type], [d.dim_value for d in t.shape.dim]) for name, t in types.items() if t.elem_type in NUMPY}
 
 
 def test_the_manifest_is_json_and_what_lies_in_the_folder(tiny_artifacts: Artifacts, tiny_folder: Path, tiny_file: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import ort_session
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
+from networks import ort_session
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET, node_tag

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from onnx import helper, numpy_helper
 
 STATISTICS = ("running_mean", "running_var")
 
 
 class TorchNetwork:
-    """parameters: by initializer name, to be differentiated; statistics: running means and variances, which a training run advances.
+    """parameters: by initializer name, to be differentiated; statistics: running means and variances, which training advances.
 
     Only the operators of the `forward` stage; the statistics advance as ONNX defines it, with the biased variance.
     """

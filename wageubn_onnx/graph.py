@@ -250,7 +250,7 @@ def _exported(model: Model) -> onnx.ModelProto:
 
 
 def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionProto]) -> list[str]:
-    """Names of the functions that ``nodes`` call, each after those that it calls itself: onnx's reference evaluator needs that."""
+    """Names of the functions that ``nodes`` call, each after those that it calls: onnx's reference evaluator needs that."""
     order: list[str] = []
     for name in sorted({n.op_type for n in nodes if n.domain == DOMAIN}):
         order += [f for f in (*_called(functions[name].node, functions), name) if f not in order]

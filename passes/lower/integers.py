@@ -16,15 +16,11 @@ from wageubn_onnx.geometry import Window, tap_slices
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
-from wageubn_onnx.passes.lower.lowering import Lowering, Rule
+from wageubn_onnx.passes.lower.lowering import Lowering, Rule, short_name
 
 
 def _operands(lower: Lowering, node: gs.Node) -> list[Value]:
     return [lower.value(i) for i in node.inputs]
-
-
-def _short(node: gs.Node) -> str:
-    return str(node.name).rsplit("/", 1)[-1]
 
 
 # -- elementwise ----------------------------------------------------------------------------------------------------------
@@ -34,7 +30,7 @@ def add(lower: Lowering, node: gs.Node) -> Value:
     """Fixed + Fixed on the finer exponent; Ratio + Constant waits for its root; integers of the optimizer stay integers."""
     a, b = _operands(lower, node)
     if isinstance(a, Raw) and isinstance(b, Raw):
-        return Raw(lower.g.op(node.op, a.tensor, b.tensor, name=_short(node)))
+        return Raw(lower.g.op(node.op, a.tensor, b.tensor, name=short_name(node)))
     if isinstance(b, Constant) and not isinstance(a, (Pair, Ratio)):
         a = Ratio(lower.fixed(a, node), Fixed(lower.g.scalar(1, np.int64), Exponent(), 1, 1))
     if isinstance(a, Ratio) and isinstance(b, Constant):
@@ -85,7 +81,7 @@ def square_root(lower: Lowering, node: gs.Node) -> Value:
 def relu(lower: Lowering, node: gs.Node) -> Value:
     x = lower.fixed(_operands(lower, node)[0], node)
     wide = lower.cast(x.tensor, np.int32)
-    tensor = lower.g.op("Max", wide, lower.g.scalar(0, np.int32), name=_short(node))
+    tensor = lower.g.op("Max", wide, lower.g.scalar(0, np.int32), name=short_name(node))
     return Fixed(tensor, x.exponent, 0, max(x.hi, 0))
 
 
@@ -94,7 +90,7 @@ def at_least(lower: Lowering, node: gs.Node) -> Value:
     value, constant = _operands(lower, node)
     x, least = lower.fixed(value, node), lower.fixed(constant, node)
     least = lower.raised(least, x.exponent.static, node)
-    tensor = lower.g.op("Max", lower.cast(x.tensor, np.int32), least.tensor, name=_short(node))
+    tensor = lower.g.op("Max", lower.cast(x.tensor, np.int32), least.tensor, name=short_name(node))
     return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.lo))
 
 
@@ -104,7 +100,7 @@ def greater(lower: Lowering, node: gs.Node) -> Value:
     if not isinstance(zero, Constant) or zero.values.any():
         raise WageubnError(f"node {node.name!r}: a comparison with other than 0 has no integer lowering")
     tensor = lower.fixed(x, node).tensor
-    return Raw(lower.g.op("Greater", tensor, lower.g.scalar(0, tensor.dtype), name=_short(node)))
+    return Raw(lower.g.op("Greater", tensor, lower.g.scalar(0, tensor.dtype), name=short_name(node)))
 
 
 def equal(lower: Lowering, node: gs.Node) -> Value:
@@ -112,11 +108,11 @@ def equal(lower: Lowering, node: gs.Node) -> Value:
     if isinstance(a, Fixed) and isinstance(b, Fixed) and a.exponent != b.exponent:
         raise WageubnError(f"node {node.name!r}: a comparison across exponents has no integer lowering")
     left, right = (v.tensor if isinstance(v, (Raw, Fixed)) else None for v in (a, b))
-    return Raw(lower.g.op("Equal", left, right, name=_short(node)))
+    return Raw(lower.g.op("Equal", left, right, name=short_name(node)))
 
 
 def logical(lower: Lowering, node: gs.Node) -> Value:
-    return Raw(lower.g.op(node.op, *(_raw(v, node) for v in _operands(lower, node)), name=_short(node)))
+    return Raw(lower.g.op(node.op, *(_raw(v, node) for v in _operands(lower, node)), name=short_name(node)))
 
 
 def _raw(value: Value, node: gs.Node) -> Tensor:
@@ -133,10 +129,10 @@ def where(lower: Lowering, node: gs.Node) -> Value:
         a, b = lower.fixed(x, node), lower.fixed(other, node)
         low = min(a.exponent.static, b.exponent.static)
         a, b = lower.raised(a, low, node), lower.raised(b, low, node)
-        tensor = lower.g.op("Where", mask, a.tensor, b.tensor, name=_short(node))
+        tensor = lower.g.op("Where", mask, a.tensor, b.tensor, name=short_name(node))
         return Fixed(tensor, a.exponent, min(a.lo, b.lo), max(a.hi, b.hi))
     value = lower.fixed(x, node)
-    tensor = lower.g.op("Where", mask, value.tensor, lower.g.scalar(0, value.tensor.dtype), name=_short(node))
+    tensor = lower.g.op("Where", mask, value.tensor, lower.g.scalar(0, value.tensor.dtype), name=short_name(node))
     return Fixed(tensor, value.exponent, min(value.lo, 0), max(value.hi, 0))
 
 
@@ -146,7 +142,7 @@ def where(lower: Lowering, node: gs.Node) -> Value:
 def reduce_sum(lower: Lowering, node: gs.Node) -> Value:
     value, axes, keep = lower.value(node.inputs[0]), [int(a) for a in node.inputs[1].values], node.attrs.get("keepdims", 1)
     if isinstance(value, Raw):
-        return Raw(lower.g.op("ReduceSum", value.tensor, lower.g.ints(*axes), name=_short(node), keepdims=keep))
+        return Raw(lower.g.op("ReduceSum", value.tensor, lower.g.ints(*axes), name=short_name(node), keepdims=keep))
     if isinstance(value, Pair):
         high, low = (lower.reduce_sum(part, axes, keep, node) for part in (value.high, value.low))
         return lower.fixed(Pair(high, low), node)
@@ -157,13 +153,13 @@ def reduce_max(lower: Lowering, node: gs.Node) -> Value:
     x = lower.fixed(lower.value(node.inputs[0]), node)
     axes = [int(a) for a in node.inputs[1].values]
     wide = lower.cast(x.tensor, np.int32)
-    tensor = lower.g.op("ReduceMax", wide, lower.g.ints(*axes), name=_short(node), keepdims=node.attrs.get("keepdims", 1))
+    tensor = lower.g.op("ReduceMax", wide, lower.g.ints(*axes), name=short_name(node), keepdims=node.attrs.get("keepdims", 1))
     return Fixed(tensor, x.exponent, x.lo, x.hi)
 
 
 def max_pool(lower: Lowering, node: gs.Node) -> Value:
     x = lower.fixed(lower.value(node.inputs[0]), node)
-    return Fixed(lower.g.op("MaxPool", x.tensor, name=_short(node), **node.attrs), x.exponent, x.lo, x.hi)
+    return Fixed(lower.g.op("MaxPool", x.tensor, name=short_name(node), **node.attrs), x.exponent, x.lo, x.hi)
 
 
 def average_pool(lower: Lowering, node: gs.Node) -> Value:
@@ -196,7 +192,7 @@ def structural(lower: Lowering, node: gs.Node) -> Value:
 
     def emit(x: Tensor) -> Tensor:
         zero = [lower.g.scalar(0, x.dtype)] if padding else []
-        return lower.g.op(node.op, x, *rest, *zero, name=_short(node), **node.attrs)
+        return lower.g.op(node.op, x, *rest, *zero, name=short_name(node), **node.attrs)
 
     value = lower.value(node.inputs[0])
     if isinstance(value, Ratio):
@@ -210,17 +206,17 @@ def _moved(x: Fixed, emit: Any) -> Fixed:
 
 def concat(lower: Lowering, node: gs.Node) -> Value:
     parts = [lower.fixed(v, node) for v in _operands(lower, node)]
-    tensor = lower.g.op("Concat", *(p.tensor for p in parts), name=_short(node), **node.attrs)
+    tensor = lower.g.op("Concat", *(p.tensor for p in parts), name=short_name(node), **node.attrs)
     return Fixed(tensor, parts[0].exponent, min(p.lo for p in parts), max(p.hi for p in parts))
 
 
 def arg_max(lower: Lowering, node: gs.Node) -> Value:
     wide = lower.cast(lower.fixed(lower.value(node.inputs[0]), node).tensor, np.int32)
-    return Raw(lower.g.op("ArgMax", wide, name=_short(node), **node.attrs))
+    return Raw(lower.g.op("ArgMax", wide, name=short_name(node), **node.attrs))
 
 
 def cast(lower: Lowering, node: gs.Node) -> Value:
-    return Raw(lower.g.op("Cast", _raw(lower.value(node.inputs[0]), node), name=_short(node), **node.attrs))
+    return Raw(lower.g.op("Cast", _raw(lower.value(node.inputs[0]), node), name=short_name(node), **node.attrs))
 
 
 def identity(lower: Lowering, node: gs.Node) -> Value:

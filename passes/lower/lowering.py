@@ -20,11 +20,16 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
-from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Pair, Raw, Value, dtype_for, mantissas
+from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Pair, Raw, Value, mantissas
 from wageubn_onnx.graph import Model, Tensor
 
 INT32_LIMIT, INT64_LIMIT = 2**31, 2**53
 Rule = Callable[["Lowering", gs.Node], "Value | list[Value]"]
+
+
+def short_name(node: gs.Node) -> str:
+    """A node's name without its layer's: what its integer form is called within the layer."""
+    return str(node.name).rsplit("/", 1)[-1]
 
 
 class Lowering:
@@ -109,7 +114,7 @@ class Lowering:
 
     def _arithmetic(self, kind: str, a: Fixed, b: Fixed, exponent: Exponent, lo: int, hi: int, node: gs.Node) -> Fixed:
         dtype = self.width(max(abs(lo), abs(hi)), node, a.tensor, b.tensor)
-        tensor = self.g.op(kind, self.cast(a.tensor, dtype), self.cast(b.tensor, dtype), name=node.name.rsplit("/", 1)[-1])
+        tensor = self.g.op(kind, self.cast(a.tensor, dtype), self.cast(b.tensor, dtype), name=short_name(node))
         return Fixed(tensor, exponent, lo, hi)
 
     def width(self, bound: int, node: gs.Node, *operands: Tensor) -> Any:
@@ -169,9 +174,3 @@ class Lowering:
                 results = rules[node.op](self, node)
             for output, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
                 self.values[output.name] = result
-                if isinstance(result, Fixed) and result.tensor.dtype != dtype_for(result.lo, result.hi):
-                    self._note(result)
-
-    def _note(self, result: Fixed) -> None:
-        """Bounds stay with the tensor for whoever prints them."""
-        self.g.notes.setdefault("bounds", {})[result.tensor.name] = (result.lo, result.hi)

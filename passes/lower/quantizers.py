@@ -12,7 +12,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for, mantissas
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.infer import TensorType
-from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
+from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
 from wageubn_onnx.quantizers import integer, tables
 
 WIDE_LIMIT = 2**integer.WIDE_LIMIT
@@ -39,9 +39,7 @@ def _emit(
     attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi)
     lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
     lower.g.functions.setdefault("RoundShiftWide", integer.ROUND_SHIFT_WIDE)
-    tensor = lower.g.call(
-        function, inputs, [TensorType(dtype, shape)], str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs
-    )[0]
+    tensor = lower.g.call(function, inputs, [TensorType(dtype, shape)], short_name(node), node.attrs["role"], attrs)[0]
     return Fixed(tensor, exponent, lo, hi)
 
 
@@ -96,7 +94,7 @@ def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixe
         integer.PAIR,
         inputs,
         [TensorType(np.dtype(np.int32), shape)],
-        str(node.name).rsplit("/", 1)[-1],
+        short_name(node),
         node.attrs["role"],
         attrs,
     )[0]
@@ -172,9 +170,7 @@ def shift(lower: Lowering, node: gs.Node) -> list[Value]:
         node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 1
     )
     types = [TensorType(dtype, x.tensor.shape), TensorType(np.dtype(np.int32), [])]
-    tensor, moved = g.call(
-        integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs
-    )
+    tensor, moved = g.call(integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, short_name(node), node.attrs["role"], attrs)
     exponent = _exponent(lower, x.exponent, moved)
     return [Fixed(tensor, exponent, lo, hi), Step(exponent)]
 
@@ -187,9 +183,7 @@ def flag(lower: Lowering, node: gs.Node) -> list[Value]:
     shape, int8 = x.tensor.shape, np.dtype(np.int8)
     types = [TensorType(int8, shape), TensorType(int8, shape), TensorType(np.dtype(np.int32), [])]
     wide = lower.cast(x.tensor, np.int32)
-    high, low, moved = lower.g.call(
-        integer.FLAG, [wide], types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node)
-    )
+    high, low, moved = lower.g.call(integer.FLAG, [wide], types, short_name(node), node.attrs["role"], _attributes(node))
     exponent = _exponent(lower, x.exponent, moved)
     return [Pair(Fixed(high, exponent + 7, -127, 127), Fixed(low, exponent, -127, 127)), Step(exponent)]
 
@@ -205,7 +199,7 @@ def align(lower: Lowering, node: gs.Node) -> list[Value]:
     attrs = _attributes(node, least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 2)
     types = [TensorType(int16, a.tensor.shape), TensorType(int16, b.tensor.shape), TensorType(np.dtype(np.int32), [])]
     inputs = [lower.cast(a.tensor, np.int32), a.exponent.tensor(g), lower.cast(b.tensor, np.int32), b.exponent.tensor(g)]
-    qa, qb, common = g.call(integer.ALIGN, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], attrs)
+    qa, qb, common = g.call(integer.ALIGN, inputs, types, short_name(node), node.attrs["role"], attrs)
     exponent = Exponent(0, (common,))
     return [Fixed(qa, exponent, lo, hi), Fixed(qb, exponent, lo, hi), Step(exponent)]
 
@@ -229,9 +223,7 @@ def constant(lower: Lowering, node: gs.Node) -> Value:
         raise WageubnError(f"node {node.name!r}: gradient range and random bits must be integers; this is a fault of a pass")
     inputs = [lower.cast(x.tensor, np.int64), dr.tensor, random.tensor]
     types = [TensorType(np.dtype(np.int8), x.tensor.shape)]
-    tensor = lower.g.call(
-        integer.CONSTANT, inputs, types, str(node.name).rsplit("/", 1)[-1], node.attrs["role"], _attributes(node)
-    )[0]
+    tensor = lower.g.call(integer.CONSTANT, inputs, types, short_name(node), node.attrs["role"], _attributes(node))[0]
     return Fixed(tensor, Exponent(int(node.attrs["exponent"])), -127, 127)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import BATCH, CLASSES, MEAN, STD, images, labels, relative, run_ort, tiny, to_float
 from onnx import numpy_helper
-from torch_network import OPERATORS, TorchNetwork
 
+from networks import BATCH, MEAN, STD, images, labels, relative, run_ort, tiny, to_float
+from torch_network import OPERATORS, TorchNetwork
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.autodiff.reverse import backward, replay
 from wageubn_onnx.config import Config
@@ -169,13 +169,13 @@ def test_errors_that_meet_are_summed() -> None:
 
 @pytest.fixture(scope="module")
 def resnet20(shared_data: Path) -> Artifacts:
-    config = Config(batch=8, mean=RESNET20_MEAN, std=RESNET20_STD, expose_gradients=True)
+    config = Config(batch=4, mean=RESNET20_MEAN, std=RESNET20_STD, expose_gradients=True)
     return convert(shared_data / "resnet20_cifar10_opset9.onnx", config)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_of_the_trained_resnet20(resnet20: Artifacts, shared_data: Path, seed: int) -> None:
-    x = np.load(shared_data / "cifar10_subset.npz")["x_train"][8 * seed : 8 * seed + 8]
-    y = labels(8, seed, classes=10)  # random ones: the true labels' gradients are near 0
+    x = np.load(shared_data / "cifar10_subset.npz")["x_train"][4 * seed : 4 * seed + 4]
+    y = labels(4, seed, classes=10)  # random ones: the true labels' gradients are near 0
     assert_gradients(resnet20, to_float(x, RESNET20_MEAN, RESNET20_STD), y)
     assert_masks(resnet20, to_float(x, RESNET20_MEAN, RESNET20_STD), y)

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import torch.nn.functional as F
-from float64 import float64_copy
-from networks import Array, relative, run_ort
+import torch.nn.functional as F  # noqa: N812
 from onnx.reference import ReferenceEvaluator
 
+from float64 import float64_copy
+from networks import Array, relative, run_ort
 from wageubn_onnx.autodiff.rules import RULES
 from wageubn_onnx.graph import Model, to_proto
 
@@ -174,7 +174,9 @@ def differentiated(op: str, case: Case) -> onnx.ModelProto:
     for i, shape in enumerate(case.shapes):
         is_state = i >= len(case.shapes) - case.frozen  # the running statistics, which the rule also advances
         value = np.zeros(shape, np.float32)
-        operands.append(g.state(f"operand{i}", "state", "", value).tensor if is_state else g.input(f"operand{i}", np.float32, shape))
+        operands.append(
+            g.state(f"operand{i}", "state", "", value).tensor if is_state else g.input(f"operand{i}", np.float32, shape)
+        )
     y, pullback = RULES[op](g, case.attrs, operands)
     dy = g.input("dy", np.float32, y.shape)
     gradients = pullback(dy)

@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import resnet
 from click.testing import CliRunner
+
+import resnet
 from resnet import Architecture, build, fit_statistics, set_parameters
 from resnet18 import resnet18
-
 from wageubn_onnx import Config, TrainingSession, audit, convert
 from wageubn_onnx.cli import cli
+from wageubn_onnx.runtime.data import save_data
 
 MODELS = Path(resnet.__file__).parent
 TEST_IMAGES = 360
@@ -191,7 +192,7 @@ def test_demo_runs_and_its_commands_too(digits, tmp_path):
 
 def test_shift_writes_turned_digits(digits, tmp_path):
     data = digits.digits()
-    digits.save_npz(data, tmp_path / "digits.npz")
+    save_data(data, tmp_path / "digits.npz")
     options = ["--invert", "--rotate", "2", "--first", "5"]
     subprocess.run([sys.executable, MODELS / "shift.py", tmp_path / "digits.npz", tmp_path / "out.npz", *options], check=True)
     with np.load(tmp_path / "out.npz") as found:

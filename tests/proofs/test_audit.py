@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,9 @@ def test_a_float_initializer_is_found(dtype: Any, step: Model) -> None:
     assert found(audit_model(step), "float", "initializer 'planted'")
 
 
-@pytest.mark.parametrize("attribute", [{"value_float": 0.5}, {"value_floats": [1.0]}, {"value": helper.make_tensor("t", T.FLOAT, [], [1.0])}])
+@pytest.mark.parametrize(
+    "attribute", [{"value_float": 0.5}, {"value_floats": [1.0]}, {"value": helper.make_tensor("t", T.FLOAT, [], [1.0])}]
+)
 def test_a_float_constant_is_found(attribute: dict[str, Any], step: Model) -> None:
     step.graph.node.append(helper.make_node("Constant", [], ["planted"], "planted", **attribute))
     assert found(audit_model(step), "float", "planted")
@@ -204,7 +205,7 @@ def quantizers(model: Model) -> list[onnx.NodeProto]:
 
 
 def test_every_single_bypassed_quantizer_is_found(step: Model) -> None:
-    """Only its mantissas are bypassed: where it also finds an exponent, that is still read. Coverage finds each by layer and role."""
+    """Only its mantissas are bypassed: where it also finds an exponent, that is still read. Coverage names layer and role."""
     tried = set()
     for name in [node.name for node in quantizers(step)]:
         spoilt = Model()
@@ -284,7 +285,12 @@ def test_what_is_no_model_is_refused(content: bytes | None, words: str, tmp_path
 
 @pytest.mark.parametrize(
     ("name", "code", "words"),
-    [("", 0, "integers only"), ("int_eval.onnx", 0, "integers only"), ("forward.onnx", 1, "findings"), ("absent.onnx", 2, "error")],
+    [
+        ("", 0, "integers only"),
+        ("int_eval.onnx", 0, "integers only"),
+        ("forward.onnx", 1, "findings"),
+        ("absent.onnx", 2, "error"),
+    ],
 )
 def test_the_exit_code_is_the_answer(name: str, code: int, words: str, tiny_folder: Path) -> None:
     result = CliRunner().invoke(cli, ["audit", str(tiny_folder / name)])
@@ -298,5 +304,3 @@ def test_the_command_prints_what_it_found(step: Model, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["audit", str(tmp_path / "spoilt.onnx")])
     assert result.exit_code == 1
     assert "float: initializer 'planted'" in result.output
-
-

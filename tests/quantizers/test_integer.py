@@ -215,7 +215,7 @@ def test_root(data: st.DataObject) -> None:
     squares = st.builds(lambda r, d: max(r * r + d, 0), st.integers(0, 2**17), st.integers(-1, 1))
     total = data.draw(arrays(st.one_of(squares, integers(WIDE, positive=True), st.just(0))))
     count = data.draw(st.one_of(st.just(1), st.integers(1, 2**24)))
-    factor = data.draw(st.sampled_from([1, 4, 256]))
+    factor = data.draw(st.sampled_from([1, 4, 256, 2**24, 2**28 - 1]))
     offset = data.draw(st.one_of(st.integers(0, 5), st.integers(0, 2**32)))
     if data.draw(st.booleans()):
         total = np.minimum(total, WIDE // count) * count

@@ -116,9 +116,7 @@ def test_bad_input_is_one_line_and_writes_nothing(folder: Path, data_file: Path,
     refused("'fast' is not a valid float", *training, "--data", data_file, "--lr", "fast")
     refused("rounds to 0", *training, "--data", data_file, "--lr", "0.0001")
     refused("gradient range 5", *training, "--data", data_file, "--gradient-range", "5")
-    refused(
-        "'128;8' is not a comma-separated list of whole", *training, "--data", data_file, "--gradient-range", "128;8"
-    )
+    refused("'128;8' is not a comma-separated list of whole", *training, "--data", data_file, "--gradient-range", "128;8")
     refused("no meaning with --float", *training, "--data", data_file, "--float", "--gradient-range", "8")
     refused("no such checkpoint", *training, "--data", data_file, "--resume")
     refused(

@@ -84,9 +84,7 @@ def test_evaluation_uses_the_current_state(kind: type[Session], folder: Path, da
 
 
 @pytest.mark.parametrize("kind", SESSIONS)
-def test_saving_and_loading_goes_on_to_the_same_bits(
-    kind: type[Session], folder: Path, data: Dataset, tmp_path: Path
-) -> None:
+def test_saving_and_loading_goes_on_to_the_same_bits(kind: type[Session], folder: Path, data: Dataset, tmp_path: Path) -> None:
     first, second = kind(folder), kind(folder, optimize=False)
     first.step(*batch(data), seed=3)
     first.save(tmp_path / "state.safetensors")

@@ -210,19 +210,24 @@ def _square_root() -> str:
 DIRECT_ROOT = function(
     "DirectQuantizeRoot", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
     # int64; q = round(sqrt(total/count * factor + offset) / 2): the radicand is in quarters of q's unit squared. A tie is an odd
-    # root without rest, and goes to the even neighbour; (total/count + 1) * factor + offset < 2^63.
+    # root without rest, and goes to the even neighbour. count * factor < 2^52, offset < 2^62; a greater radicand than 2^32 counts
+    # as 2^32 - 1, so greatest <= 32767.
     _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1) + """
     least = Constant <value_int: int = @least> ()
     greatest = Constant <value_int: int = @greatest> ()
     whole = Div (total, count)
     covered = Mul (whole, count)
     rest = Sub (total, covered)
-    whole_scaled = Mul (whole, factor)
+    room = Div (most, factor)
+    beyond = Greater (whole, room)
+    kept = Where (beyond, zero, whole)
+    whole_scaled = Mul (kept, factor)
     rest_scaled = Mul (rest, factor)
     rest_whole = Div (rest_scaled, count)
     mean = Add (whole_scaled, rest_whole)
     radicand = Add (mean, offset)
-    large = Greater (radicand, most)
+    large0 = Greater (radicand, most)
+    large = Or (beyond, large0)
     v = Where (large, most, radicand)
     """ + _square_root() + """
     above = Add (root0, one)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,6 +31,12 @@ class Dataset:
     y_train: Array
     x_test: Array
     y_test: Array
+
+
+def save_data(data: Dataset, path: str | os.PathLike[str]) -> None:
+    """Write ``data`` as the .npz that `load_data` reads, atomically."""
+    with atomic_write(path) as file:
+        np.savez_compressed(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
 
 
 def load_data(path: str | os.PathLike[str]) -> Dataset:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from networks import Net, run_ort
 
+from networks import Net, run_ort
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import to_proto
 from wageubn_onnx.passes.importing.forward import import_forward

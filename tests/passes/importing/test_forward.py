@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import CLASSES, MEAN, STD, Net, images, run_ort, tiny, to_float
 from onnx import numpy_helper
 from sources import MAP, WIDTH, assert_same_function, head, imported, kinds, save, stem
 
+from networks import CLASSES, MEAN, STD, Net, images, run_ort, tiny, to_float
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import node_tag
@@ -69,7 +69,9 @@ def test_a_dense_bias_of_any_shape_becomes_one_a_class(shape: tuple[int, ...], t
 def test_a_dense_layer_without_bias(tmp_path: Path) -> None:
     n = Net()
     x = n.node("Flatten", n.node("GlobalAveragePool", stem(n)))
-    assert_same_function(n.model(n.node("Gemm", x, n.uniform("k", -1, 1, CLASSES, WIDTH), transB=1)), tmp_path, images(normalised=True))
+    assert_same_function(
+        n.model(n.node("Gemm", x, n.uniform("k", -1, 1, CLASSES, WIDTH), transB=1)), tmp_path, images(normalised=True)
+    )
 
 
 def test_ceil_mode_that_changes_nothing(tmp_path: Path) -> None:

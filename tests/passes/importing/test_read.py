@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from networks import images, tiny
 from onnx import numpy_helper
 from sources import assert_same_function, save
 
+from networks import images, tiny
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import OPSET
 from wageubn_onnx.passes.importing.read import read_source

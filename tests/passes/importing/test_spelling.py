@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import CLASSES, Net, images, run_ort
 from onnx import TensorProto as T
 from sources import MAP, WIDTH, assert_same_function, head, imported, kinds, save, stem
 
+from networks import CLASSES, Net, images, run_ort
 from wageubn_onnx.errors import WageubnError
 
 STEM = ["Conv", "BatchNormalization", "Relu"]

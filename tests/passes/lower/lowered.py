@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from float64 import float64_copy, run_reference
 
+from float64 import float64_copy, run_reference
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, dtype_for
 from wageubn_onnx.graph import Model, Tensor, to_proto

@@ -139,6 +139,18 @@ def test_a_ratio_stays_below_2_to_52() -> None:
     refused(ProofFailed, "Q_BN", build, x=Format((3,), 0, 2**48, -60), y=Format((3,), 1, WIDE, 0))
 
 
+def test_a_root_saturates_instead_of_wrapping() -> None:
+    """A variance of 2^40 on sigma's grid 2^-16 is 2^74 quarters of a squared unit."""
+
+    def build(g: Model, x: Tensor) -> Tensor:
+        variance = g.op("Div", x, g.scalar(1.0))
+        return floating.direct(g, g.op("Sqrt", g.op("Add", variance, g.constant([1.0]))), "BN.sigma", 16, -16, lo=1)
+
+    case = Lowered(build, x=Format((4,), 0, 2**50, -10))
+    for feeds in (case.random(1), case.extreme(True), case.extreme(False)):
+        case.check(feeds)
+
+
 def test_constant_quantization_takes_52_bits() -> None:
     def build(g: Model, x: Tensor) -> Tensor:
         dr, random = g.constant(128, np.int32), g.constant(np.zeros(3), np.int32)
