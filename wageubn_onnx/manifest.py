@@ -77,7 +77,7 @@ def _quantizer(quantized: Model, node: Any, lowered: dict[str, Value]) -> dict[s
         "node": fixed.tensor.inputs[0].name,
         "layer": quantized.tag(node.outputs[0]).layer,
         "role": node.attrs["role"],
-        "function": node.op,
+        "function": fixed.tensor.inputs[0].op,
         "bits": node.attrs["bits"],
     }
     return entry | _exponent(fixed.exponent) | {"min": fixed.lo, "max": fixed.hi, "rounding": node.attrs["rounding"]}

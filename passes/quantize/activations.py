@@ -5,7 +5,7 @@ from __future__ import annotations
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import insert, is_quantized, source, static_exponent
+from wageubn_onnx.passes.quantize.place import expect_also, insert, is_quantized, quantizer_of, source, static_exponent
 from wageubn_onnx.quantizers import floating
 
 
@@ -18,10 +18,15 @@ def quantize_activations(g: Model, config: Config) -> None:
     for tensor in g.by_role("A"):
         least = 0 if source(tensor).op == "Relu" else None
         insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits), lo=least)
+    for pool in g.by_role("A.pool"):
+        tensor = source(pool).inputs[0]
+        if not _is_narrow(tensor, bits):  # a maximum needs 8 bits; most pools stand behind a ReLU and have them
+            insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits))
     for tensor in g.by_role("sum"):
         if any(user.op not in ("Relu", "Greater") for user in tensor.outputs):
             width = config.profile.stream_bits
             insert(g, tensor, floating.direct, "S", width, static_exponent(g, tensor, width))
+            expect_also(g, tensor, "S")
     for tensor in g.by_role("Y", "sum", "S"):
         products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
         if products and not _is_narrow(tensor, bits):
@@ -29,7 +34,7 @@ def quantize_activations(g: Model, config: Config) -> None:
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:
-    return is_quantized(tensor) and source(tensor).attrs.get("bits", 0) <= bits
+    return is_quantized(tensor) and int(quantizer_of(tensor).attrs["bits"]) <= bits
 
 
 PASS = Pass("quantize-activations", "Q_A on every activation, Q_S on every residual stream", quantize_activations, ("A", "S"))

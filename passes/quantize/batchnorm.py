@@ -12,7 +12,7 @@ from wageubn_onnx.quantizers import floating
 from wageubn_onnx.ranges import exponent_for
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
-VARIANCE_BITS = 37  # of a stored running variance: a deviation of half of what Q_C holds
+VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
 
 
 def quantize_batch_norm(g: Model, config: Config) -> None:
@@ -67,17 +67,17 @@ def _running_statistics(g: Model, config: Config) -> None:
         if quantized.domain is None:
             continue
         layer, exponent = g.tag(mu).layer, int(quantized.attrs["exponent"])
-        for kind, grid, bits in (
-            ("running_mean", exponent - extra, config.profile.mean_bits + extra),
-            ("running_var", 2 * exponent - extra, VARIANCE_BITS),
+        mean_limit = floating.signed(config.profile.mean_bits + extra)
+        for kind, grid, least, limit in (
+            ("running_mean", exponent - extra, -mean_limit, mean_limit),
+            ("running_var", 2 * exponent - extra, 0, VARIANCE_LIMIT),
         ):
             (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
-            least = 0 if kind == "running_var" else None
-            state.info |= {"exponent": grid, "limit": floating.signed(bits), "least": 0 if least == 0 else -floating.signed(bits)}
+            state.info |= {"exponent": grid, "least": least, "limit": limit}
             for role in (f"BN.{kind}.batch", f"BN.{kind}"):
                 for tensor in g.by_role(role):
                     if g.tag(tensor).layer == layer and source(tensor).domain is None:
-                        insert(g, tensor, floating.direct, role, bits, grid, lo=least)
+                        insert(g, tensor, floating.direct, role, limit.bit_length() + 1, grid, lo=least, hi=limit)
 
 
 PASS = Pass(

@@ -7,7 +7,7 @@ import math
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import fill, insert, is_shifted, quantizer_of, source, step_of
+from wageubn_onnx.passes.quantize.place import expect_also, fill, insert, is_shifted, quantizer_of, source, step_of
 from wageubn_onnx.quantizers import floating
 
 SAFE_BITS = 28  # what a run-time requantization takes in int32
@@ -46,6 +46,7 @@ def _shorten(g: Model, config: Config, product: Tensor) -> None:
         weight_step = 2.0 ** int(quantizer_of(weight).attrs["exponent"])
         step = g.op("Mul", step_of(error), g.scalar(weight_step * 2.0**excess), name="step_acc")
     insert(g, product, floating.grid, step, "E.acc", SAFE_BITS + 1)
+    expect_also(g, product, "E.acc")
 
 
 PASS = Pass(

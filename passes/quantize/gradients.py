@@ -10,7 +10,7 @@ from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import fill, insert, quantizer_of, source, state_of, step_of
 from wageubn_onnx.quantizers import floating
 
-DECAY_BITS = 46  # where the error is so small that a weight's decay leaves this, the decay saturates
+DECAY_LIMIT = 2**45  # where the error is so small that a weight's decay leaves this, the decay saturates
 
 
 def quantize_gradients(g: Model, config: Config) -> None:
@@ -47,7 +47,7 @@ def _align_decay(g: Model, decay: Tensor) -> None:
     with g.context(layer=g.tag(decay).layer):
         unit = g.scalar(2.0 ** int(quantizer_of(activation).attrs["exponent"]))
         step = g.op("Mul", step_of(error), unit, name="step_dw")
-    insert(g, decay, floating.grid, step, "G.decay", DECAY_BITS)
+    insert(g, decay, floating.grid, step, "G.decay", DECAY_LIMIT.bit_length() + 1, DECAY_LIMIT)
 
 
 PASS = Pass(

@@ -58,6 +58,12 @@ def _value(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
+def expect_also(g: Model, tensor: Tensor, role: str) -> None:
+    """Hold the layer to a quantizer that only its width asked for."""
+    roles = g.notes["expected"].setdefault(g.tag(tensor).layer, [])
+    roles[:] = sorted({*roles, role})
+
+
 def quantizer_of(tensor: Tensor) -> gs.Node:
     """The quantize node on whose grid ``tensor`` lies; raises WageubnError where there is none."""
     node = source(tensor) if tensor.inputs else None

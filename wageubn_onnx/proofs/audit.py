@@ -95,6 +95,10 @@ def _check_written_floats(model: onnx.ModelProto, report: Report) -> None:
     for kind, values in (("input", graph.input), ("output", graph.output), ("tensor", graph.value_info)):
         for value in values:
             _note_dtype(report, value.type.tensor_type.elem_type, f"{kind} {value.name!r}", kind in ("input", "output"))
+    for sparse in graph.sparse_initializer:
+        report.findings.append(
+            Finding("dtype", f"sparse initializer {sparse.values.name!r}", "is not looked into; write it dense")
+        )
     for initializer in graph.initializer:
         _note_dtype(report, initializer.data_type, f"initializer {initializer.name!r}", False)
     for where, node in _all_nodes(model):
@@ -172,7 +176,7 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
     present: dict[str, set[str]] = {}
     needed = _needed(model)
     for node in model.graph.node:  # its first output is the mantissa; an exponent alone does not count
-        if node.domain == DOMAIN and node.output[0] in needed and any(a.name == "role" for a in node.attribute):
+        if _is_quantizer(node) and node.output[0] in needed:
             tag = node_tag(node)
             present.setdefault(tag.layer, set()).add(tag.role)
     for layer, roles in expected.items():
@@ -181,6 +185,10 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
                 report.findings.append(Finding("gap", f"layer {layer!r}", f"has no quantizer of role {role}"))
     report.coverage["layers"] = len(expected)
     report.coverage["quantizers"] = sum(map(len, expected.values()))
+
+
+def _is_quantizer(node: onnx.NodeProto) -> bool:
+    return node.domain == DOMAIN and any(a.name == "role" for a in node.attribute)
 
 
 def _needed(model: onnx.ModelProto) -> set[str]:
@@ -215,7 +223,7 @@ def _unquantized_source(name: str, makers: dict[str, onnx.NodeProto]) -> str:
             continue
         seen.add(current)
         node = makers.get(current)
-        if node is not None and node.domain == DOMAIN:
+        if node is not None and _is_quantizer(node):
             continue
         if node is None or node.op_type not in MOVES:
             return current

@@ -357,12 +357,6 @@ def test_random_graphs_keep_their_bounds(seed: int) -> None:
         case.check(feeds)
 
 
-def test_a_bound_that_the_dtype_does_not_tell_is_noted() -> None:
-    case = Lowered(lambda g, x: g.op("Relu", x), x=X)
-    assert case.fixed().tensor.dtype == np.int32
-    assert case.lowering.g.notes["bounds"] == {case.fixed().tensor.name: (0, 127)}
-
-
 def test_a_product_says_its_bounds_and_exponent() -> None:
     case = Lowered(product, x=IMAGE, w=Format((2, 2, 3, 3), exponent=-5))
     limit = 18 * 127 * 127
