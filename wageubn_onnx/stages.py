@@ -64,6 +64,8 @@ INTEGER_OPS = frozenset(
         "Div",
         "Max",
         "Min",
+        "GreaterOrEqual",
+        "Gather",
         "Greater",
         "Equal",
         "And",

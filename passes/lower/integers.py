@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.autodiff.rules import average_counts
@@ -16,7 +17,7 @@ from wageubn_onnx.geometry import Window, tap_slices
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
-from wageubn_onnx.passes.lower.lowering import Lowering, Rule, short_name
+from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
 
 
 def _operands(lower: Lowering, node: gs.Node) -> list[Value]:
@@ -80,8 +81,7 @@ def square_root(lower: Lowering, node: gs.Node) -> Value:
 
 def relu(lower: Lowering, node: gs.Node) -> Value:
     x = lower.fixed(_operands(lower, node)[0], node)
-    wide = lower.cast(x.tensor, np.int32)
-    tensor = lower.g.op("Max", wide, lower.g.scalar(0, np.int32), name=short_name(node))
+    tensor = lower.g.op("Max", lower.int32(x, node), lower.g.scalar(0, np.int32), name=short_name(node))
     return Fixed(tensor, x.exponent, 0, max(x.hi, 0))
 
 
@@ -89,8 +89,10 @@ def at_least(lower: Lowering, node: gs.Node) -> Value:
     """Max with a constant raises the least mantissa."""
     value, constant = _operands(lower, node)
     x, least = lower.fixed(value, node), lower.fixed(constant, node)
+    if x.exponent.terms:
+        raise WageubnError(f"node {node.name!r}: Max on a run-time exponent has no integer lowering")
     least = lower.raised(least, x.exponent.static, node)
-    tensor = lower.g.op("Max", lower.cast(x.tensor, np.int32), least.tensor, name=short_name(node))
+    tensor = lower.g.op("Max", lower.int32(x, node), least.tensor, name=short_name(node))
     return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.lo))
 
 
@@ -132,6 +134,8 @@ def where(lower: Lowering, node: gs.Node) -> Value:
         tensor = lower.g.op("Where", mask, a.tensor, b.tensor, name=short_name(node))
         return Fixed(tensor, a.exponent, min(a.lo, b.lo), max(a.hi, b.hi))
     value = lower.fixed(x, node)
+    if not isinstance(other, Constant) or other.values.any():
+        raise WageubnError(f"node {node.name!r}: Where with other than 0 for its second choice has no integer lowering")
     tensor = lower.g.op("Where", mask, value.tensor, lower.g.scalar(0, value.tensor.dtype), name=short_name(node))
     return Fixed(tensor, value.exponent, min(value.lo, 0), max(value.hi, 0))
 
@@ -152,8 +156,9 @@ def reduce_sum(lower: Lowering, node: gs.Node) -> Value:
 def reduce_max(lower: Lowering, node: gs.Node) -> Value:
     x = lower.fixed(lower.value(node.inputs[0]), node)
     axes = [int(a) for a in node.inputs[1].values]
-    wide = lower.cast(x.tensor, np.int32)
-    tensor = lower.g.op("ReduceMax", wide, lower.g.ints(*axes), name=short_name(node), keepdims=node.attrs.get("keepdims", 1))
+    tensor = lower.g.op(
+        "ReduceMax", lower.int32(x, node), lower.g.ints(*axes), name=short_name(node), keepdims=node.attrs.get("keepdims", 1)
+    )
     return Fixed(tensor, x.exponent, x.lo, x.hi)
 
 
@@ -166,8 +171,8 @@ def average_pool(lower: Lowering, node: gs.Node) -> Value:
     """The sum over the taps, over their number."""
     g, x = lower.g, lower.fixed(lower.value(node.inputs[0]), node)
     window = Window.of(node.attrs)
-    wide = lower.cast(x.tensor, np.int32)
-    total, *others = tap_slices(g, wide, window, node.outputs[0].shape[2:])
+    lower.checked(x.bound * len(window.taps), INT32_LIMIT, node)
+    total, *others = tap_slices(g, lower.int32(x, node), window, node.outputs[0].shape[2:])
     for tap in others:
         total = g.op("Add", total, tap, name="taps")
     count = len(window.taps)
@@ -189,6 +194,8 @@ def structural(lower: Lowering, node: gs.Node) -> Value:
     """Reshape, Transpose, Slice, Pad with zeros, ...: the same on mantissas; on a ratio, on its numerator."""
     rest = [lower.g.ints(*np.ravel(i.values)) for i in node.inputs[1:] if i.dtype == np.int64]
     padding = [i for i in node.inputs[1:] if i.dtype != np.int64]
+    if any(i.values.any() for i in padding):
+        raise WageubnError(f"node {node.name!r}: Pad with other than 0 has no integer lowering")
 
     def emit(x: Tensor) -> Tensor:
         zero = [lower.g.scalar(0, x.dtype)] if padding else []
@@ -206,12 +213,14 @@ def _moved(x: Fixed, emit: Any) -> Fixed:
 
 def concat(lower: Lowering, node: gs.Node) -> Value:
     parts = [lower.fixed(v, node) for v in _operands(lower, node)]
+    if any(p.exponent != parts[0].exponent for p in parts):
+        raise WageubnError(f"node {node.name!r}: Concat across exponents has no integer lowering")
     tensor = lower.g.op("Concat", *(p.tensor for p in parts), name=short_name(node), **node.attrs)
     return Fixed(tensor, parts[0].exponent, min(p.lo for p in parts), max(p.hi for p in parts))
 
 
 def arg_max(lower: Lowering, node: gs.Node) -> Value:
-    wide = lower.cast(lower.fixed(lower.value(node.inputs[0]), node).tensor, np.int32)
+    wide = lower.int32(lower.fixed(lower.value(node.inputs[0]), node), node)
     return Raw(lower.g.op("ArgMax", wide, name=short_name(node), **node.attrs))
 
 
@@ -290,9 +299,9 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     return g
 
 
-# What a caller may pass beyond these is brought into them, so that no bound rests on a caller's good will
+# What a caller passes beyond these is brought into them, so that no bound rests on a caller's good will
 LEARNING_RATES = (-(2**20), 2**20)
-GRADIENT_RANGES = (2, 128)
+GRADIENT_RANGES = [2, 4, 8, 16, 32, 64, 128]
 
 
 def _input(lower: Lowering, name: str) -> None:
@@ -305,17 +314,24 @@ def _input(lower: Lowering, name: str) -> None:
     tensor = g.named[name] = g.input(name, np.int32, source.shape)
     value: Value = Raw(tensor)
     if name == "lr":
-        value = Fixed(
-            _bounded(g, tensor, LEARNING_RATES), Exponent(-lower.config.profile.learning_rate_fraction), *LEARNING_RATES
-        )
+        value = Fixed(_bounded(g, tensor), Exponent(-lower.config.profile.learning_rate_fraction), *LEARNING_RATES)
     elif name == "gradient_range":
-        value = Raw(_bounded(g, tensor, GRADIENT_RANGES))
+        value = Raw(_power_of_two(g, tensor))
     lower.values[source.name] = value
 
 
-def _bounded(g: Model, x: Tensor, bounds: tuple[int, int]) -> Tensor:
-    lifted = g.op("Max", x, g.scalar(bounds[0], np.int32), name="at_least")
-    return g.op("Min", lifted, g.scalar(bounds[1], np.int32), name="at_most")
+def _bounded(g: Model, x: Tensor) -> Tensor:
+    lifted = g.op("Max", x, g.scalar(LEARNING_RATES[0], np.int32), name="at_least")
+    return g.op("Min", lifted, g.scalar(LEARNING_RATES[1], np.int32), name="at_most")
+
+
+def _power_of_two(g: Model, x: Tensor) -> Tensor:
+    """The greatest gradient range that x reaches, the least where it reaches none."""
+    reached = g.op("GreaterOrEqual", x, g.constant(GRADIENT_RANGES, np.int32, name="ranges"), name="reached")
+    count = g.op("Cast", reached, name="reached", to=onnx.TensorProto.INT32)
+    index = g.op("ReduceSum", count, g.ints(0), name="index", keepdims=0)
+    choices = g.constant([GRADIENT_RANGES[0], *GRADIENT_RANGES], np.int32, name="choices")
+    return g.op("Gather", choices, index, name="gradient_range_power", axis=0)
 
 
 PASS = Pass("lower-to-integers", "every node becomes integer arithmetic on mantissas, by its rule", lower_to_integers)

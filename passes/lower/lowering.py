@@ -76,8 +76,15 @@ class Lowering:
             return tensor
         return self.g.op("Cast", tensor, name="cast", to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
+    def int32(self, x: Fixed, node: gs.Node) -> Tensor:
+        """x as int32, refused where its bound leaves that."""
+        self.checked(x.bound, INT32_LIMIT, node)
+        return self.cast(x.tensor, np.int32)
+
     def unsigned(self, x: Fixed) -> tuple[Tensor, Tensor]:
         """x as a uint8 operand of a product, and its zero point: 0 where x is never negative, else 128 (the sign bit flipped)."""
+        if x.tensor.dtype != np.uint8 and (x.lo < -128 or x.hi > 127):
+            raise WageubnError(f"tensor {x.tensor.name!r} enters a product with {x.lo}..{x.hi}; this is a fault of a pass")
         if x.tensor.name not in self._unsigned:
             if x.tensor.dtype == np.uint8:
                 self._unsigned[x.tensor.name] = (x.tensor, self.g.scalar(0, np.uint8))
@@ -107,6 +114,8 @@ class Lowering:
         up = x.exponent.static - exponent
         if up == 0:
             return x
+        if up < 0:
+            raise WageubnError(f"node {node.name!r}: {node.op} would lose the low bits of an operand; this is a fault of a pass")
         factor = 2**up
         dtype = np.int32 if factor < INT32_LIMIT else np.int64
         product = self.multiply(x, Fixed(self.g.scalar(factor, dtype), Exponent(), factor, factor), node)

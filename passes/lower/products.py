@@ -100,7 +100,7 @@ def _matmul(lower: Lowering, node: gs.Node, a: Fixed, b: Fixed) -> Fixed:
     else:
         (left, zero_left), (right, zero_right) = lower.unsigned(a), lower.unsigned(b)
     inner = a.tensor.shape[1]
-    longest = (INT32_LIMIT - 1) // (a.bound * b.bound)
+    longest = (INT32_LIMIT - 1) // max(a.bound * b.bound, 1)
     bound = inner * a.bound * b.bound
 
     def piece(start: int, stop: int) -> Tensor:

@@ -78,12 +78,14 @@ def _to_grid(lower: Lowering, node: gs.Node, value: Value, target: Exponent) -> 
 
 
 def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixed | None:
-    """The accumulators of a flag pair, low bits dropped; None where the distance is not a static 1 to 6."""
+    """The accumulators of a flag pair, low bits dropped; None where it is not a static 1 to 6, or could saturate."""
     source = value.low.exponent
     if not source.same_terms(target) or not 1 <= target.static - source.static <= 6:
         return None
     drop = target.static - source.static
     bound = value.high.bound * 2 ** (7 - drop) + (value.low.bound >> drop) + 1
+    if bound > int(node.attrs["hi"]):
+        return None
     lower.checked(max(value.low.bound, value.high.bound), NARROW_LIMIT, node)
     lower.checked(bound, INT32_LIMIT, node)
     g, shape = lower.g, value.high.tensor.shape
@@ -109,9 +111,9 @@ def _ratio(lower: Lowering, node: gs.Node, value: Ratio, target: Exponent) -> Fi
             f"node {node.name!r}: a ratio on a run-time exponent needs a grid on the same; this is a fault of a pass"
         )
     shift = target.static - value.exponent.static
-    _, hi = _bounds(node)
+    lo, hi = _bounds(node)
     up, down = 2 ** max(-shift, 0), 2 ** max(shift, 0)
-    narrow = top.bound * up < INT32_LIMIT and (4 * hi + 5) * bottom.hi * down < INT32_LIMIT
+    narrow = lo >= -hi - 1 and top.bound * up < INT32_LIMIT and (4 * hi + 5) * bottom.hi * down < INT32_LIMIT
     dtype = np.int32 if narrow and top.tensor.dtype != np.int64 else np.int64
     if dtype == np.int64:
         lower.checked(top.bound * up, RATIO_LIMIT, node)
@@ -230,6 +232,7 @@ def constant(lower: Lowering, node: gs.Node) -> Value:
 def exponential(lower: Lowering, node: gs.Node) -> Value:
     """2^t from the table: 0..2^15 in units of 2^-15."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
+    _require(node, x.exponent == Exponent(-tables.EXP_INDEX) and x.hi <= 0)
     types = [TensorType(np.dtype(np.int32), x.tensor.shape)]
     tensor = lower.g.call(integer.EXPONENTIAL, [lower.cast(x.tensor, np.int32)], types, "exp2", "S.exp", {})[0]
     return Fixed(tensor, Exponent(-tables.EXP_BITS), 0, 2**tables.EXP_BITS)
@@ -238,10 +241,18 @@ def exponential(lower: Lowering, node: gs.Node) -> Value:
 def logarithm(lower: Lowering, node: gs.Node) -> Value:
     """log2 of a sum that holds at least one 1.0, so that its mantissa is at least 2^15."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
+    _require(node, x.exponent == Exponent(-tables.EXP_BITS) and x.lo >= 2**tables.EXP_BITS)
     lower.checked(x.bound, 2**30, node)
     types = [TensorType(np.dtype(np.int32), x.tensor.shape)]
     tensor = lower.g.call(integer.LOGARITHM, [lower.cast(x.tensor, np.int32)], types, "log2", "S.log", {})[0]
     return Fixed(tensor, Exponent(-tables.LOG_FRACTION), 0, 16 * 2**tables.LOG_FRACTION)
+
+
+def _require(node: gs.Node, holds: bool) -> None:
+    if not holds:
+        raise WageubnError(
+            f"node {node.name!r}: {node.op} reads another grid or range than its table has; this is a fault of a pass"
+        )
 
 
 def random_bits(lower: Lowering, node: gs.Node) -> Value:

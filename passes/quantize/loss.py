@@ -10,7 +10,7 @@ from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import insert, source
 from wageubn_onnx.quantizers import floating, tables
 
-LOSS_EXPONENT, LOSS_BITS = -16, 31
+LOSS_EXPONENT, LOSS_BITS, LOSS_LIMIT = -16, 32, 2**30
 DEEPEST = 17  # 2^-17 is 0 on the grid of the probabilities
 
 
@@ -30,7 +30,7 @@ def quantize_loss(g: Model, config: Config) -> None:
             g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
     for probability in g.by_role("S.p"):
         insert(g, probability, floating.direct, "S.p", tables.EXP_BITS + 1, -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS)
-    insert(g, g.named["loss"], floating.direct, "loss", LOSS_BITS, LOSS_EXPONENT)
+    insert(g, g.named["loss"], floating.direct, "loss", LOSS_BITS, LOSS_EXPONENT, lo=-LOSS_LIMIT, hi=LOSS_LIMIT)
 
 
 def _at_least_1(g: Model, x: Tensor) -> Tensor:

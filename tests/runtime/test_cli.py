@@ -50,7 +50,7 @@ def test_json_is_offered(command: list[str]) -> None:
 def test_train_help_leads_to_a_good_rate() -> None:
     text = " ".join(run("train", "--help").output.split())
     assert "default: 0.01, or 0.003 with --float" in text
-    assert "from scratch at 0.1 to 0.2" in text
+    assert "refine a trained network at about 0.01" in text
 
 
 def test_train_then_eval(folder: Path, data_file: Path) -> None:
