@@ -18,15 +18,22 @@ from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.symbols import symbol
 from wageubn_onnx.quantizers.text import function
 
+
+def _bounds(of: str) -> str:
+    """The saturation bounds of a call, in the dtype of what it quantizes."""
+    return f"""
+    l = Constant <value_float: float = @lo> ()
+    least = CastLike (l, {of})
+    h = Constant <value_float: float = @hi> ()
+    greatest = CastLike (h, {of})
+    """
+
+
 DIRECT = function(
     "DirectQuantize", ("step",), "(x) => (y)",
-    """
+    _bounds("x") + """
     s = Constant <value_float: float = @step> ()
     step = CastLike (s, x)
-    l = Constant <value_float: float = @lo> ()
-    least = CastLike (l, x)
-    h = Constant <value_float: float = @hi> ()
-    greatest = CastLike (h, x)
     scaled = Div (x, step)
     rounded = Round (scaled)
     bounded = Clip (rounded, least, greatest)
@@ -36,11 +43,7 @@ DIRECT = function(
 
 GRID = function(
     "GridQuantize", (), "(x, step) => (y)",
-    """
-    l = Constant <value_float: float = @lo> ()
-    least = CastLike (l, x)
-    h = Constant <value_float: float = @hi> ()
-    greatest = CastLike (h, x)
+    _bounds("x") + """
     scaled = Div (x, step)
     rounded = Round (scaled)
     bounded = Clip (rounded, least, greatest)
@@ -71,15 +74,11 @@ def _range() -> onnx.FunctionProto:
 
 SHIFT = function(
     "ShiftQuantize", ("unit",), "(x) => (y, step)",
-    """
+    _bounds("x") + """
     R = wageubn.PowerOfTwoRange (x)
     u = Constant <value_float: float = @unit> ()
     unit = CastLike (u, x)
     step = Mul (R, unit)
-    l = Constant <value_float: float = @lo> ()
-    least = CastLike (l, x)
-    h = Constant <value_float: float = @hi> ()
-    greatest = CastLike (h, x)
     scaled = Div (x, step)
     rounded = Round (scaled)
     bounded = Clip (rounded, least, greatest)
@@ -89,16 +88,12 @@ SHIFT = function(
 
 FLAG = function(
     "FlagQuantize", (), "(x) => (y, step)",
-    """
+    _bounds("x") + """
     R = wageubn.PowerOfTwoRange (x)
     u = Constant <value_float: float = 0.0078125> ()
     unit = CastLike (u, x)
     s = Mul (R, unit)
     step = Mul (s, unit)
-    l = Constant <value_float: float = @lo> ()
-    least = CastLike (l, x)
-    h = Constant <value_float: float = @hi> ()
-    greatest = CastLike (h, x)
     ratio = Div (x, s)
     rounded = Round (ratio)
     bounded = Clip (rounded, least, greatest)
@@ -114,17 +109,13 @@ FLAG = function(
 
 ALIGN = function(
     "AlignQuantize", ("unit",), "(a, b) => (qa, qb, step)",
-    """
+    _bounds("a") + """
     Ra = wageubn.PowerOfTwoRange (a)
     Rb = wageubn.PowerOfTwoRange (b)
     R = Max (Ra, Rb)
     u = Constant <value_float: float = @unit> ()
     unit = CastLike (u, a)
     step = Mul (R, unit)
-    l = Constant <value_float: float = @lo> ()
-    least = CastLike (l, a)
-    h = Constant <value_float: float = @hi> ()
-    greatest = CastLike (h, a)
     sa = Div (a, step)
     ra = Round (sa)
     ca = Clip (ra, least, greatest)

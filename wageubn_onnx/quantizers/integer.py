@@ -30,6 +30,18 @@ def _list(name: str, kind: str, values: list[int]) -> str:
     return f"{name} = Constant <value: tensor = {kind}[{len(values)}] {{{', '.join(map(str, values))}}}> ()\n"
 
 
+# The saturation bounds of a call, as constants of its body
+BOUNDS = """
+    least64 = Constant <value_int: int = @least> ()
+    least = Cast <to: int = 6> (least64)
+    greatest64 = Constant <value_int: int = @greatest> ()
+    greatest = Cast <to: int = 6> (greatest64)
+    """
+WIDE_BOUNDS = """
+    least = Constant <value_int: int = @least> ()
+    greatest = Constant <value_int: int = @greatest> ()
+    """
+
 SHIFT_LIMIT = 28  # |mantissa| < 2^28 on entry to the int32 functions
 WIDE_LIMIT = 52  # and < 2^52 to the int64 ones
 
@@ -107,12 +119,8 @@ ROUND_SHIFT_WIDE = function(
 
 DIRECT = function(
     "DirectQuantize", ("to", "least", "greatest"), "(m, shift) => (q)",
-    """
+    BOUNDS + """
     r = wageubn.RoundShift (m, shift)
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
     bounded = Clip (r, least, greatest)
     q = Cast <to: int = @to> (bounded)
     """,
@@ -121,9 +129,7 @@ DIRECT = function(
 DIRECT_WIDE = function(
     "DirectQuantizeWide", ("to", "least", "greatest"), "(m, shift) => (q)",
     # m int64, |m| < 2^52; any bounds below 2^53: saturated at the farther of them first, on both sides
-    """
-    least = Constant <value_int: int = @least> ()
-    greatest = Constant <value_int: int = @greatest> ()
+    WIDE_BOUNDS + """
     depth = Neg (least)
     deeper = Greater (depth, greatest)
     limit = Where (deeper, depth, greatest)
@@ -139,11 +145,7 @@ DIRECT_WIDE = function(
 DIRECT_RATIO = function(
     "DirectQuantizeRatio", ("to", "least", "greatest"), "(m, divisor) => (q)",
     # m, divisor int32, divisor >= 1: round(m / divisor); (4 * greatest + 5) * divisor < 2^31
-    _int32("one", 1) + _int32("two", 2) + """
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
+    _int32("one", 1) + _int32("two", 2) + BOUNDS + """
     bottom = Mul (least, divisor)
     top = Mul (greatest, divisor)
     m0 = Max (m, bottom)
@@ -168,9 +170,7 @@ DIRECT_RATIO = function(
 DIRECT_RATIO_WIDE = function(
     "DirectQuantizeRatioWide", ("to", "least", "greatest"), "(m, divisor) => (q)",
     # m, divisor int64, divisor >= 1, |m| < 2^52: round(m / divisor)
-    _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + """
-    least = Constant <value_int: int = @least> ()
-    greatest = Constant <value_int: int = @greatest> ()
+    _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + WIDE_BOUNDS + """
     double = Mul (divisor, two)
     nearly = Sub (divisor, one)
     negative = Less (m, zero)
@@ -212,9 +212,7 @@ DIRECT_ROOT = function(
     # int64; q = round(sqrt(total/count * factor + offset) / 2): the radicand is in quarters of q's unit squared. A tie is an odd
     # root without rest, and goes to the even neighbour. count * factor < 2^52, offset < 2^62; a greater radicand than 2^32 counts
     # as 2^32 - 1, so greatest <= 32767.
-    _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1) + """
-    least = Constant <value_int: int = @least> ()
-    greatest = Constant <value_int: int = @greatest> ()
+    _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1) + WIDE_BOUNDS + """
     whole = Div (total, count)
     covered = Mul (whole, count)
     rest = Sub (total, covered)
@@ -253,15 +251,11 @@ DIRECT_ROOT = function(
 DIRECT_IMAGE = function(
     "DirectQuantizeImage", ("to", "least", "greatest"), "(pixels, factor, offset, shift) => (q)",
     # pixels uint8; round((pixel * factor + offset) / 2^shift), factor and offset int32 [1, C, 1, 1]
-    """
+    BOUNDS + """
     p = Cast <to: int = 6> (pixels)
     scaled = Mul (p, factor)
     m = Add (scaled, offset)
     r = wageubn.RoundShift (m, shift)
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
     bounded = Clip (r, least, greatest)
     q = Cast <to: int = @to> (bounded)
     """,
@@ -281,16 +275,12 @@ RANGE = function(
 
 SHIFT = function(
     "ShiftQuantize", ("to", "least", "greatest", "fraction"), "(m) => (q, shift)",
-    """
+    BOUNDS + """
     log, greatest_m = wageubn.PowerOfTwoRange (m)
     fraction64 = Constant <value_int: int = @fraction> ()
     fraction = Cast <to: int = 6> (fraction64)
     shift = Sub (log, fraction)
     r = wageubn.RoundShift (m, shift)
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
     bounded = Clip (r, least, greatest)
     q = Cast <to: int = @to> (bounded)
     """,
@@ -319,7 +309,7 @@ FLAG = function(
 ALIGN = function(
     "AlignQuantize", ("least", "greatest", "fraction"), "(a, a_exponent, b, b_exponent) => (qa, qb, exponent)",
     # an all-zero operand has no say in the common exponent
-    _int32("zero", 0) + _int32("far", 4096) + """
+    _int32("zero", 0) + _int32("far", 4096) + BOUNDS + """
     a_log, a_greatest = wageubn.PowerOfTwoRange (a)
     b_log, b_greatest = wageubn.PowerOfTwoRange (b)
     a_range0 = Add (a_log, a_exponent)
@@ -336,10 +326,6 @@ ALIGN = function(
     fraction64 = Constant <value_int: int = @fraction> ()
     fraction = Cast <to: int = 6> (fraction64)
     exponent = Sub (range, fraction)
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
     a_shift = Sub (exponent, a_exponent)
     ra = wageubn.RoundShift (a, a_shift)
     ca = Clip (ra, least, greatest)
