@@ -21,7 +21,7 @@ def note_ranges(g: Model, config: Config) -> None:
     channels, *size = g.named["images"].shape[1:]
     for name, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in (1, channels):
-            raise WageubnError(f"{name} has {len(values)} values and the image {channels} channels; give 1 or {channels}")
+            raise WageubnError(f"{name} has {len(values)} values and the image {channels} channels; give one, or one a channel")
     pixels = np.array([0.0, 255.0])[:, None] * config.scale
     expected = ranges.estimate(g, np.broadcast_to((pixels - config.mean) / config.std, (2, channels)))
     if config.calibrate is not None:

@@ -32,8 +32,9 @@ def _fix_input(graph: gs.Graph, batch: int) -> None:
     initializers = {name for name, t in graph.tensors().items() if isinstance(t, gs.Constant)}
     graph.inputs = [i for i in graph.inputs if i.name not in initializers and isinstance(i, gs.Variable)]
     if len(graph.inputs) != 1:
-        names = ", ".join(i.name for i in graph.inputs) or "none"
-        raise WageubnError(f"the network must have one input, the image; it has {len(graph.inputs)} ({names})")
+        names = [repr(i.name) for i in graph.inputs]
+        shown = ", ".join([*names[:4], "..."] if len(names) > 4 else names) or "none"
+        raise WageubnError(f"the network must have one input, the image; it has {len(names)} ({shown}); give an inference model")
     image = graph.inputs[0]
     shape = list(image.shape or [])
     if len(shape) != 4 or image.dtype != np.float32 or not all(isinstance(d, int) and d > 0 for d in shape[1:]):

@@ -201,7 +201,7 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mean": (0.5, 0.5)}, ("mean has 2 values and the image 3 channels", "give 1 or 3")),
+        ({"mean": (0.5, 0.5)}, ("mean has 2 values and the image 3 channels", "one a channel")),
         ({"std": (0.5,) * 4}, ("std has 4 values and the image 3 channels",)),
         ({"calibrate": np.zeros((2, 3, 8, 8), np.uint8)}, ("calibration images are [3, 8, 8]", "[3, 12, 12]")),
     ],

@@ -226,4 +226,4 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
     n = Net()
     model = n.model(n.node("Add", head(n, stem(n)), "prior"))
     model.graph.input.append(onnx.helper.make_tensor_value_info("prior", T.FLOAT, ["N", CLASSES]))
-    refused(model, tmp_path, "must have one input", "x, prior")
+    refused(model, tmp_path, "must have one input", "'x', 'prior'")
