@@ -304,3 +304,15 @@ def test_the_command_prints_what_it_found(step: Model, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["audit", str(tmp_path / "spoilt.onnx")])
     assert result.exit_code == 1
     assert "float: initializer 'planted'" in result.output
+
+
+def test_a_product_that_is_inexact_without_vnni_is_found(step: Model) -> None:
+    """A uint8 activation that could pass 129 beside an int8 operand."""
+    product = next(n for n in step.graph.node if n.op_type == "MatMulInteger" and n.input[3].startswith("scalar/int8"))
+    makers = {name: node for node in step.graph.node for name in node.output}
+    node = makers[product.input[0]]
+    while node.domain != "wageubn":
+        node = makers[node.input[0]]
+    assert audit_model(step).ok
+    next(a for a in node.attribute if a.name == "hi").f = 255.0
+    assert found(audit_model(step), "kernel", product.name, "without VNNI")

@@ -42,6 +42,7 @@ FLOAT_OPS = {
 # Operators through which a product's operand may come from its quantizer: they only move elements, or flip the sign bit
 MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Pad", "Unsqueeze", "Flatten", "Identity", "Cast", "BitwiseXor", "MaxPool"}
 PRODUCTS = {"ConvInteger", "MatMulInteger"}
+PAIRED_LIMIT = 129
 
 
 @dataclass(frozen=True)
@@ -201,22 +202,32 @@ def _needed(model: onnx.ModelProto) -> set[str]:
 
 
 def _check_operands(model: onnx.ModelProto, report: Report) -> None:
-    """Both operands of every integer product come from quantize nodes through operators that only move elements."""
+    """Both operands of every integer product come from quantize nodes through operators that only move elements.
+
+    Where the second operand is int8, the first must end at 129: x86 without VNNI adds pairs of uint8 by int8 products in int16.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
+    dtypes = {t.name: t.data_type for t in model.graph.initializer}
     count = 0
     for node in model.graph.node:
-        if node.op_type in PRODUCTS:
-            count += 1
-            for operand in node.input[:2]:
-                loose = _unquantized_source(operand, makers)
-                if loose:
-                    report.findings.append(Finding("operand", f"node {node.name!r}", f"{loose!r} reaches it without a quantizer"))
+        if node.op_type not in PRODUCTS:
+            continue
+        count += 1
+        where = f"node {node.name!r}"
+        sources = [_sources(operand, makers) for operand in node.input[:2]]
+        for _, loose in sources:
+            if loose:
+                report.findings.append(Finding("operand", where, f"{loose!r} reaches it without a quantizer"))
+        if len(node.input) > 3 and dtypes.get(node.input[3]) == T.INT8:
+            greatest = max((a.f for n in sources[0][0] for a in n.attribute if a.name == "hi"), default=0.0)
+            if greatest > PAIRED_LIMIT:
+                report.findings.append(Finding("kernel", where, f"uint8 up to {greatest:.0f} by int8 is inexact without VNNI"))
     report.coverage["products"] = count
 
 
-def _unquantized_source(name: str, makers: dict[str, onnx.NodeProto]) -> str:
-    """The first tensor on the way back that neither a quantizer nor a moving operator makes; empty where all is well."""
-    pending, seen = [name], set()
+def _sources(name: str, makers: dict[str, onnx.NodeProto]) -> tuple[list[onnx.NodeProto], str]:
+    """The quantize nodes that an operand comes from, and the first tensor on the way back that none makes (empty: none)."""
+    pending, seen, quantizers = [name], set(), []
     while pending:
         current = pending.pop()
         if current in seen:
@@ -224,8 +235,9 @@ def _unquantized_source(name: str, makers: dict[str, onnx.NodeProto]) -> str:
         seen.add(current)
         node = makers.get(current)
         if node is not None and _is_quantizer(node):
-            continue
-        if node is None or node.op_type not in MOVES:
-            return current
-        pending += node.input if node.op_type == "Concat" else node.input[:1]
-    return ""
+            quantizers.append(node)
+        elif node is None or node.op_type not in MOVES:
+            return quantizers, current
+        else:
+            pending += node.input if node.op_type == "Concat" else node.input[:1]
+    return quantizers, ""
