@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import google.protobuf.message
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -196,6 +199,23 @@ class Model:
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """The ONNX file ``path``. Raises WageubnError, naming it, where it is missing, no ONNX, truncated or without its data."""
+    file = Path(path)
+    if not file.is_file():
+        raise WageubnError(f"{file}: no such file; give the path of an ONNX model")
+    try:
+        model = onnx.load(file)
+    except google.protobuf.message.DecodeError:
+        raise WageubnError(f"{file}: not an ONNX file, or a truncated one; export the model again") from None
+    except (OSError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WageubnError(f"{file}: its external data cannot be read ({reason}); keep the data files beside it") from None
+    if not model.graph.node:
+        raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    return model
 
 
 def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:

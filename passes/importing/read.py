@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import google.protobuf.message
 import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import OPSET
+from wageubn_onnx.graph import OPSET, load_model
 
 
 def read_source(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -21,16 +20,7 @@ def read_source(path: str | os.PathLike[str]) -> onnx.ModelProto:
     weights, or has an opset that onnx's version converter cannot bring over.
     """
     file = Path(path)
-    if not file.is_file():
-        raise WageubnError(f"{file}: no such file; give the path of an ONNX model")
-    try:
-        model = onnx.load(file)
-    except google.protobuf.message.DecodeError:
-        raise WageubnError(f"{file}: not an ONNX file, or a truncated one; export the model again") from None
-    except (OSError, onnx.checker.ValidationError) as error:
-        raise WageubnError(f"{file}: its external data cannot be read ({_line(error)})") from None
-    if not model.graph.node:
-        raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    model = load_model(file)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

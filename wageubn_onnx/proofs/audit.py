@@ -10,15 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import google.protobuf.message
 import onnx
 import onnx.inliner
 
-from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import DOMAIN, PREFIX, node_tag
+from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
 from wageubn_onnx.stages import INTEGERS
 
 T = onnx.TensorProto
@@ -68,16 +65,7 @@ class Report:
 
 def audit(path: str | os.PathLike[str]) -> Report:
     """Audit the ONNX file ``path``. Raises WageubnError where it cannot be read as ONNX."""
-    file = Path(path)
-    if not file.is_file():
-        raise WageubnError(f"{file}: no such file; give an ONNX model or an artifact folder")
-    try:
-        model = onnx.load(file)
-    except google.protobuf.message.DecodeError:
-        raise WageubnError(f"{file}: not an ONNX file, or a truncated one") from None
-    if not model.graph.node:
-        raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
-    return audit_model(model)
+    return audit_model(load_model(path))
 
 
 def audit_model(model: onnx.ModelProto) -> Report:
