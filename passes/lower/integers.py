@@ -136,8 +136,10 @@ def where(lower: Lowering, node: gs.Node) -> Value:
     value = lower.fixed(x, node)
     if not isinstance(other, Constant) or other.values.any():
         raise WageubnError(f"node {node.name!r}: Where with other than 0 for its second choice has no integer lowering")
-    tensor = lower.g.op("Where", mask, value.tensor, lower.g.scalar(0, value.tensor.dtype), name=short_name(node))
-    return Fixed(tensor, value.exponent, min(value.lo, 0), max(value.hi, 0))
+    # older runtimes choose among uint8 but not int8: the same bits, and zero is zero in both
+    bits = lower.cast(value.tensor, np.uint8) if value.tensor.dtype == np.int8 else value.tensor
+    tensor = lower.g.op("Where", mask, bits, lower.g.scalar(0, bits.dtype), name=short_name(node))
+    return Fixed(lower.cast(tensor, value.tensor.dtype), value.exponent, min(value.lo, 0), max(value.hi, 0))
 
 
 # -- reductions and pools ---------------------------------------------------------------------------------------------------
