@@ -45,7 +45,6 @@ class Profile:
     update_fraction: int = 23  # stored parameters
     statistics_extra_fraction: int = 8  # running statistics; fewer and they stall
     constant_bits: int = 12  # 1/N, 1/(H*W), weight decay, the decay of the running statistics
-    random_bits: int = 16  # of a stochastic rounding
 
 
 PROFILES = {"full8": Profile()}

@@ -1,7 +1,7 @@
 """The graph that passes rewrite: onnx-graphsurgeon, plus what it would drop (roles, provenance, functions, versions).
 
 `Model.op` is the only way in which nodes are made. It infers shapes and dtypes at once, names the result after its layer, and
-records layer, role and pass of what it made; `save` writes that record into the nodes' ``metadata_props``.
+records layer, role and pass of what it made; `to_proto` writes that record into the nodes' ``metadata_props``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Model:
     """A graph on its way through the stages.
 
     tags maps a tensor's name to the tag of the node that makes it. functions holds the FunctionProtos that nodes of domain
-    ``wageubn`` call. notes is JSON-able, for the manifest. named maps a fixed role of the step (``images``, ``loss``, ...)
+    ``wageubn`` call. notes carries what one pass leaves for
+    a later one (ranges, expected roles, lowered values). named maps a fixed role of the step (``images``, ``loss``, ...)
     to its tensor.
     """
 

@@ -178,8 +178,7 @@ class Lowering:
         for node in self.source.graph.nodes:
             if node.op not in rules:
                 raise WageubnError(f"node {node.name!r}: operator {node.op} has no integer lowering")
-            tag = self.source.tag(node.outputs[0])
-            with self.g.context(layer=tag.layer, role=tag.role):
+            with self.g.context(layer=self.source.tag(node.outputs[0]).layer):
                 results = rules[node.op](self, node)
             for output, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
                 self.values[output.name] = result
