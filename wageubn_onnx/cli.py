@@ -14,8 +14,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wageubn_onnx.config import PROFILES, Config
+from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.profiles import NAMES, load_profile
 
 if TYPE_CHECKING:
     from wageubn_onnx.runtime.bench import BenchResult
@@ -133,7 +134,12 @@ def cli() -> None:
 @click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
 @click.option("--weight-decay", default=Config.weight_decay, show_default=True, help="Of both steps.")
 @click.option("--momentum", default=Config.momentum, show_default=True, help="Of the FP32 step.")
-@click.option("--profile", type=click.Choice(sorted(PROFILES)), default="full8", show_default=True, help="Bit widths.")
+@click.option(
+    "--profile",
+    default="full8",
+    show_default=True,
+    help=f"Formats of every data path: {', '.join(NAMES)}, or the path of your own .toml.",
+)
 @json_option
 def convert(
     model: Path, out: Path, calibrate: Path | None, calibrate_images: int, profile: str, as_json: bool, **options: Any
@@ -143,7 +149,7 @@ def convert(
     from wageubn_onnx.runtime.data import load_data, sample
 
     images = None if calibrate is None else sample(load_data(calibrate).x_train, calibrate_images)
-    config = Config(calibrate=images, profile=PROFILES[profile], **options)
+    config = Config(calibrate=images, profile=load_profile(profile), **options)
     with _working(f"converting {model}"), _reading(model):
         summary = run(model, config, out).summary()
     if as_json:

@@ -73,10 +73,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Pair:
-    """A flag-quantized tensor: value = (128*high + low) * 2^low.exponent, both int8; or the int32 sums of products of one."""
+    """A tensor in two 8-bit parts: value = (2^base * high + low) * 2^low.exponent; or the int32 sums of products of one.
+
+    base is 7 for a flag-quantized tensor, one part of which is always 0, and 8 for the limbs of 16 bits.
+    """
 
     high: Fixed
     low: Fixed
+    base: int = 7
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def describe(
         "fp_eval": {"model": "forward.onnx", "images": "images", "logits": "logits"},
         "state": [_names(key) for key in step.states],
         "fp_state": [_names(key) for key in fp_state],
-        "exponents": {"lr": -config.profile.learning_rate_fraction, **step.notes["exponents"]},
+        "exponents": {"lr": config.profile.format("lr").exponent, **step.notes["exponents"]},
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
     }

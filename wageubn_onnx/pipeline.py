@@ -20,6 +20,7 @@ from wageubn_onnx.passes.quantize import (
     activations,
     batchnorm,
     bn_backward,
+    chance,
     constants,
     convolutions,
     errors,
@@ -73,6 +74,7 @@ QUANT_TRAINING = Stage(
     "every data path on its grid, still in float",
     (
         *FORWARD_QUANTIZERS,
+        chance.PASS,
         errors.PASS,
         bn_backward.PASS,
         gradients.PASS,

@@ -151,7 +151,7 @@ def reduce_sum(lower: Lowering, node: gs.Node) -> Value:
         return Raw(lower.g.op("ReduceSum", value.tensor, lower.g.ints(*axes), name=short_name(node), keepdims=keep))
     if isinstance(value, Pair):
         high, low = (lower.reduce_sum(part, axes, keep, node) for part in (value.high, value.low))
-        return lower.fixed(Pair(high, low), node)
+        return lower.fixed(Pair(high, low, value.base), node)
     return lower.reduce_sum(lower.fixed(value, node), axes, keep, node)
 
 
@@ -316,7 +316,7 @@ def _input(lower: Lowering, name: str) -> None:
     tensor = g.named[name] = g.input(name, np.int32, source.shape)
     value: Value = Raw(tensor)
     if name == "lr":
-        value = Fixed(_bounded(g, tensor), Exponent(-lower.config.profile.learning_rate_fraction), *LEARNING_RATES)
+        value = Fixed(_bounded(g, tensor), Exponent(lower.config.profile.format("lr").exponent), *LEARNING_RATES)
     elif name == "gradient_range":
         value = Raw(_power_of_two(g, tensor))
     lower.values[source.name] = value

@@ -22,6 +22,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Pair, Raw, Value, mantissas
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.quantizers import integer
 
 INT32_LIMIT, INT64_LIMIT = 2**31, 2**53
 Rule = Callable[["Lowering", gs.Node], "Value | list[Value]"]
@@ -38,6 +39,7 @@ class Lowering:
     def __init__(self, source: Model, stage: str, config: Config) -> None:
         self.source, self.config = source, config
         self.g = Model.empty(stage, source.graph.name)
+        self.g.functions |= integer.LIBRARY
         self.values: dict[str, Value] = {}
         self._unsigned: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -59,7 +61,8 @@ class Lowering:
             return self.constant(value)
         if isinstance(value, Pair):
             high, low = value.high, value.low
-            raised = self.multiply(high, Fixed(self.g.scalar(128, np.int32), Exponent(), 128, 128), node)
+            unit = 2**value.base
+            raised = self.multiply(high, Fixed(self.g.scalar(unit, np.int32), Exponent(), unit, unit), node)
             return self.add(Fixed(raised.tensor, low.exponent, raised.lo, raised.hi), low, node)
         raise WageubnError(
             f"node {node.name!r}: {type(value).__name__} needs a quantizer before {node.op}; this is a fault of a pass"
@@ -166,7 +169,7 @@ class Lowering:
             return Fixed(emit(x.tensor), x.exponent, x.lo, x.hi)
 
         if isinstance(value, Pair):
-            return Pair(moved(value.high), moved(value.low))
+            return Pair(moved(value.high), moved(value.low), value.base)
         if isinstance(value, Raw):
             return Raw(emit(value.tensor))
         return moved(self.fixed(value, node))

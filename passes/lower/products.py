@@ -74,15 +74,16 @@ def _turned(lower: Lowering, w: Fixed) -> Fixed:
 
 
 def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Product) -> Value:
-    """product(a, b) where either may be a flag pair: combined here if int32 allows, else by the quantizer."""
+    """product(a, b) where either may be a pair: combined here if int32 allows, else by the quantizer."""
     if isinstance(a, Pair):
-        parts = [product(part, lower.fixed(b, node)) for part in (a.high, a.low)]
+        w = lower.fixed(b, node)
+        pair = Pair(product(a.high, w), product(a.low, w), a.base)
     elif isinstance(b, Pair):
-        parts = [product(lower.fixed(a, node), part) for part in (b.high, b.low)]
+        x = lower.fixed(a, node)
+        pair = Pair(product(x, b.high), product(x, b.low), b.base)
     else:
         return product(lower.fixed(a, node), lower.fixed(b, node))
-    pair = Pair(*parts)
-    combined = 128 * pair.high.bound + pair.low.bound
+    combined = 2**pair.base * pair.high.bound + pair.low.bound
     return lower.fixed(pair, node) if combined < 2**SHIFT_LIMIT else pair
 
 

@@ -14,6 +14,7 @@ from wageubn_onnx.graph import Tensor
 from wageubn_onnx.infer import TensorType
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
 from wageubn_onnx.quantizers import integer, tables
+from wageubn_onnx.quantizers.text import SUFFIX
 
 WIDE_LIMIT = 2**integer.WIDE_LIMIT
 NARROW_LIMIT = 2**integer.SHIFT_LIMIT
@@ -30,15 +31,24 @@ def _bounds(node: gs.Node) -> tuple[int, int]:
     return int(node.attrs["lo"]), int(node.attrs["hi"])
 
 
+def _random(lower: Lowering, node: gs.Node) -> list[Tensor]:
+    """The random bits of a stochastic quantizer, its last operand; none for the others."""
+    if node.attrs["rounding"] != "stochastic":
+        return []
+    bits = lower.value(node.inputs[-1])
+    if not isinstance(bits, Raw):
+        raise WageubnError(f"node {node.name!r}: random bits must be integers; this is a fault of a pass")
+    return [bits.tensor]
+
+
 def _emit(
-    lower: Lowering, node: gs.Node, function: onnx.FunctionProto, inputs: list[Tensor], exponent: Exponent, shape: Any
+    lower: Lowering, node: gs.Node, functions: integer.Variants, inputs: list[Tensor], exponent: Exponent, shape: Any
 ) -> Fixed:
     """One call with one output, in the narrowest dtype of its bounds."""
+    function = functions[node.attrs["rounding"]]
     lo, hi = _bounds(node)
     dtype = dtype_for(lo, hi)
     attrs = _attributes(node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi)
-    lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
-    lower.g.functions.setdefault("RoundShiftWide", integer.ROUND_SHIFT_WIDE)
     tensor = lower.g.call(function, inputs, [TensorType(dtype, shape)], short_name(node), node.attrs["role"], attrs)[0]
     return Fixed(tensor, exponent, lo, hi)
 
@@ -72,28 +82,31 @@ def _to_grid(lower: Lowering, node: gs.Node, value: Value, target: Exponent) -> 
     known = x.exponent.same_terms(target)
     up = x.exponent.static - target.static if known else 0
     if x.tensor.dtype != np.int64 and x.bound * 2 ** max(up, 0) < NARROW_LIMIT and known:
-        return _emit(lower, node, integer.DIRECT, [lower.cast(x.tensor, np.int32), shift], target, x.tensor.shape)
+        return _emit(
+            lower, node, integer.DIRECT, [lower.cast(x.tensor, np.int32), shift, *_random(lower, node)], target, x.tensor.shape
+        )
     lower.checked(x.bound, WIDE_LIMIT, node)
-    return _emit(lower, node, integer.DIRECT_WIDE, [lower.cast(x.tensor, np.int64), shift], target, x.tensor.shape)
+    return _emit(
+        lower, node, integer.DIRECT_WIDE, [lower.cast(x.tensor, np.int64), shift, *_random(lower, node)], target, x.tensor.shape
+    )
 
 
 def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixed | None:
-    """The accumulators of a flag pair, low bits dropped; None where it is not a static 1 to 6, or could saturate."""
-    source = value.low.exponent
-    if not source.same_terms(target) or not 1 <= target.static - source.static <= 6:
+    """The accumulators of a flag pair, low bits dropped; None where that is not static, or could saturate."""
+    source, base = value.low.exponent, value.base
+    if not source.same_terms(target) or not 1 <= target.static - source.static < base:
         return None
     drop = target.static - source.static
-    bound = value.high.bound * 2 ** (7 - drop) + (value.low.bound >> drop) + 1
+    bound = value.high.bound * 2 ** (base - drop) + (value.low.bound >> drop) + 1
     if bound > int(node.attrs["hi"]):
         return None
     lower.checked(max(value.low.bound, value.high.bound), NARROW_LIMIT, node)
     lower.checked(bound, INT32_LIMIT, node)
     g, shape = lower.g, value.high.tensor.shape
-    g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
-    attrs = _attributes(node, drop=drop)
+    attrs = _attributes(node, drop=drop, base=base)
     inputs = [value.high.tensor, value.low.tensor]
     tensor = g.call(
-        integer.PAIR,
+        integer.PAIR[node.attrs["rounding"]],
         inputs,
         [TensorType(np.dtype(np.int32), shape)],
         short_name(node),
@@ -161,32 +174,41 @@ def _image(lower: Lowering, node: gs.Node, value: Pixels, target: Exponent) -> F
 
 
 def shift(lower: Lowering, node: gs.Node) -> list[Value]:
-    """ShiftQuantize: the exponent comes with the mantissas."""
+    """ShiftQuantize: the exponent comes with the mantissas. What a product reads in more than 8 bits becomes two limbs."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
     lower.checked(x.bound, NARROW_LIMIT, node)
     lo, hi = _bounds(node)
     dtype = dtype_for(lo, hi)
     g = lower.g
-    _share(lower)
-    attrs = _attributes(
-        node, to=onnx.helper.np_dtype_to_tensor_dtype(dtype), least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 1
-    )
+    to, fraction = onnx.helper.np_dtype_to_tensor_dtype(dtype), int(node.attrs["bits"]) - 1
+    attrs = _attributes(node, to=to, least=lo, greatest=hi, fraction=fraction)
     types = [TensorType(dtype, x.tensor.shape), TensorType(np.dtype(np.int32), [])]
-    tensor, moved = g.call(integer.SHIFT, [lower.cast(x.tensor, np.int32)], types, short_name(node), node.attrs["role"], attrs)
-    exponent = _exponent(lower, x.exponent, moved)
-    return [Fixed(tensor, exponent, lo, hi), Step(exponent)]
+    inputs = [lower.cast(x.tensor, np.int32), x.exponent.tensor(g), *_random(lower, node)]
+    function = integer.SHIFT[node.attrs["rounding"]]
+    tensor, moved = g.call(function, inputs, types, short_name(node), node.attrs["role"], attrs)
+    exponent = Exponent(0, (moved,))
+    value = Fixed(tensor, exponent, lo, hi)
+    return [value if node.attrs["role"] != "E2" or dtype.itemsize == 1 else _limbs(lower, node, value), Step(exponent)]
+
+
+def _limbs(lower: Lowering, node: gs.Node, x: Fixed) -> Pair:
+    """int16 as 2^8 * high + low, operands of two 8-bit products."""
+    shape = x.tensor.shape
+    types = [TensorType(np.dtype(np.int8), shape), TensorType(np.dtype(np.uint8), shape)]
+    high, low = lower.g.call(integer.LIMBS, [x.tensor], types, "limbs", "E2", _attributes(node))
+    return Pair(Fixed(high, x.exponent + 8, x.lo >> 8, x.hi >> 8), Fixed(low, x.exponent, 0, 255), base=8)
 
 
 def flag(lower: Lowering, node: gs.Node) -> list[Value]:
     """FlagQuantize: two int8 tensors; the step is the low part's."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
     lower.checked(x.bound, NARROW_LIMIT, node)
-    _share(lower)
     shape, int8 = x.tensor.shape, np.dtype(np.int8)
     types = [TensorType(int8, shape), TensorType(int8, shape), TensorType(np.dtype(np.int32), [])]
-    wide = lower.cast(x.tensor, np.int32)
-    high, low, moved = lower.g.call(integer.FLAG, [wide], types, short_name(node), node.attrs["role"], _attributes(node))
-    exponent = _exponent(lower, x.exponent, moved)
+    inputs = [lower.cast(x.tensor, np.int32), x.exponent.tensor(lower.g), *_random(lower, node)]
+    function = integer.FLAG[node.attrs["rounding"]]
+    high, low, moved = lower.g.call(function, inputs, types, short_name(node), node.attrs["role"], _attributes(node))
+    exponent = Exponent(0, (moved,))
     return [Pair(Fixed(high, exponent + 7, -127, 127), Fixed(low, exponent, -127, 127)), Step(exponent)]
 
 
@@ -195,37 +217,28 @@ def align(lower: Lowering, node: gs.Node) -> list[Value]:
     a, b = (lower.fixed(lower.value(i), node) for i in node.inputs)
     for x in (a, b):
         lower.checked(x.bound, NARROW_LIMIT, node)
-    _share(lower)
     g, int16 = lower.g, np.dtype(np.int16)
     lo, hi = _bounds(node)
     attrs = _attributes(node, least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 2)
     types = [TensorType(int16, a.tensor.shape), TensorType(int16, b.tensor.shape), TensorType(np.dtype(np.int32), [])]
     inputs = [lower.cast(a.tensor, np.int32), a.exponent.tensor(g), lower.cast(b.tensor, np.int32), b.exponent.tensor(g)]
-    qa, qb, common = g.call(integer.ALIGN, inputs, types, short_name(node), node.attrs["role"], attrs)
+    qa, qb, common = g.call(integer.ALIGN[node.attrs["rounding"]], inputs, types, short_name(node), node.attrs["role"], attrs)
     exponent = Exponent(0, (common,))
     return [Fixed(qa, exponent, lo, hi), Fixed(qb, exponent, lo, hi), Step(exponent)]
-
-
-def _exponent(lower: Lowering, source: Exponent, moved: Tensor) -> Exponent:
-    """The exponent after a run-time shift, as one scalar: long sums of terms would grow with depth."""
-    return Exponent(0, ((source + Exponent(0, (moved,))).tensor(lower.g),))
-
-
-def _share(lower: Lowering) -> None:
-    lower.g.functions.setdefault("RoundShift", integer.ROUND_SHIFT)
-    lower.g.functions.setdefault("PowerOfTwoRange", integer.RANGE)
 
 
 def constant(lower: Lowering, node: gs.Node) -> Value:
     """ConstantQuantize: 8 bits on the grid of gradients, whatever the gradient's own exponent was."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
     lower.checked(x.bound, RATIO_LIMIT, node)
-    dr, random = (lower.value(i) for i in node.inputs[1:])
-    if not isinstance(dr, Raw) or not isinstance(random, Raw):
-        raise WageubnError(f"node {node.name!r}: gradient range and random bits must be integers; this is a fault of a pass")
-    inputs = [lower.cast(x.tensor, np.int64), dr.tensor, random.tensor]
+    dr = lower.value(node.inputs[1])
+    if not isinstance(dr, Raw):
+        raise WageubnError(f"node {node.name!r}: the gradient range must be an integer; this is a fault of a pass")
+    inputs = [lower.cast(x.tensor, np.int64), dr.tensor, *_random(lower, node)]
     types = [TensorType(np.dtype(np.int8), x.tensor.shape)]
-    tensor = lower.g.call(integer.CONSTANT, inputs, types, short_name(node), node.attrs["role"], _attributes(node))[0]
+    tensor = lower.g.call(
+        integer.CONSTANT[node.attrs["rounding"]], inputs, types, short_name(node), node.attrs["role"], _attributes(node)
+    )[0]
     return Fixed(tensor, Exponent(int(node.attrs["exponent"])), -127, 127)
 
 
@@ -265,12 +278,18 @@ def random_bits(lower: Lowering, node: gs.Node) -> Value:
 
 
 RULES: dict[str, Rule] = {
-    "DirectQuantize": direct,
-    "GridQuantize": grid,
-    "ShiftQuantize": shift,
-    "FlagQuantize": flag,
-    "AlignQuantize": align,
-    "ConstantQuantize": constant,
+    **{
+        name + suffix: rule
+        for suffix in SUFFIX.values()
+        for name, rule in {
+            "DirectQuantize": direct,
+            "GridQuantize": grid,
+            "ShiftQuantize": shift,
+            "FlagQuantize": flag,
+            "AlignQuantize": align,
+            "ConstantQuantize": constant,
+        }.items()
+    },
     "ExponentialTable": exponential,
     "LogarithmTable": logarithm,
     "RandomBits": random_bits,

@@ -6,6 +6,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import expect_also, insert, is_quantized, quantizer_of, source, static_exponent
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 
@@ -14,23 +15,26 @@ def quantize_activations(g: Model, config: Config) -> None:
 
     The backward of Q_A is the identity, also where it saturates; the ReLU mask is taken before it.
     """
-    bits = config.profile.activation_bits
+
+    def form(tensor: Tensor, role: str = "A") -> Format:
+        return config.profile.format(role, g.tag(tensor).layer)
+
+    bits = config.profile.format("A").bits
     for tensor in g.by_role("A"):
         least = 0 if source(tensor).op == "Relu" else None
-        insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits), lo=least)
+        insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)), lo=least)
     for pool in g.by_role("A.pool"):
         tensor = source(pool).inputs[0]
         if not _is_narrow(tensor, bits):  # a maximum needs 8 bits; most pools stand behind a ReLU and have them
-            insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits))
+            insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)))
     for tensor in g.by_role("sum"):
         if any(user.op not in ("Relu", "Greater") for user in tensor.outputs):
-            width = config.profile.stream_bits
-            insert(g, tensor, floating.direct, "S", width, static_exponent(g, tensor, width))
+            insert(g, tensor, floating.direct, "S", form(tensor, "S"), static_exponent(g, tensor, form(tensor, "S")))
             expect_also(g, tensor, "S")
     for tensor in g.by_role("Y", "sum", "S"):
         products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
         if products and not _is_narrow(tensor, bits):
-            insert(g, tensor, floating.direct, "A", bits, static_exponent(g, tensor, bits))
+            insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)))
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:

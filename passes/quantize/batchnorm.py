@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import fill, insert, parameter, quantizer_of, source
+from wageubn_onnx.passes.quantize.place import insert, parameter_state, quantizer_of, source
 from wageubn_onnx.quantizers import floating
-from wageubn_onnx.ranges import exponent_for
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
 VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
@@ -21,21 +22,16 @@ def quantize_batch_norm(g: Model, config: Config) -> None:
     for sigma in g.by_role("BN.sigma"):
         _statistics(g, config, sigma)
     for xh in g.by_role("BN.x"):
-        bits, fraction = config.profile.normalized_bits, config.profile.normalized_fraction
-        insert(g, xh, floating.direct, "BN.x", bits, -fraction)
+        form = config.profile.format("BN.x", g.tag(xh).layer)
+        insert(g, xh, floating.direct, "BN.x", form, form.exponent)
     _running_statistics(g, config)
 
 
 def _parameters(g: Model, config: Config) -> None:
     """gamma and beta: 8 bits over twice their initial range; stored with 23 fractional bits."""
-    profile = config.profile
-    for kind, bits in (("gamma", profile.gamma_bits), ("beta", profile.beta_bits)):
+    for kind in ("gamma", "beta"):
         for slot in g.by_role(kind):
-            state = parameter(g, slot)
-            exponent = exponent_for(2.0 * max(float(abs(state.value).max()), LEAST_REACH), bits)
-            limit = floating.signed(bits) * 2 ** (exponent + profile.update_fraction)
-            state.info |= {"exponent": -profile.update_fraction, "limit": int(limit)}
-            fill(g, slot, floating.direct, kind, bits, exponent)
+            parameter_state(g, config, slot, kind, LEAST_REACH)
 
 
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
@@ -43,31 +39,31 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
 
     An input of fewer bits (BN on the image, say) gets a mu and a sigma of 16 bits over its range.
     """
-    profile = config.profile
     layer = g.tag(sigma).layer
+    mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
     centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
     quantizer = quantizer_of(centering.inputs[0])
-    missing = max(profile.mean_bits - int(quantizer.attrs["bits"]), 0)
+    missing = max(mean.bits - int(quantizer.attrs["bits"]), 0)
     exponent = int(quantizer.attrs["exponent"]) - missing
-    insert(g, mu, floating.direct, "BN.mu", profile.mean_bits, exponent)
-    fine = exponent - (0 if missing else profile.sigma_extra_fraction)
-    insert(g, sigma, floating.direct, "BN.sigma", profile.sigma_bits, fine, lo=1)
+    insert(g, mu, floating.direct, "BN.mu", mean, exponent)
+    fine = exponent - (0 if missing else 1)
+    insert(g, sigma, floating.direct, "BN.sigma", deviation, fine, lo=1)
     epsilon = source(source(sigma).inputs[0]).inputs[1]
     unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that
-    greatest = 2.0**2 * (floating.signed(profile.sigma_bits) + 1.0) ** 2  # beyond, sigma saturates in any case
+    greatest = 2.0**2 * (deviation.greatest + 1.0) ** 2  # beyond, sigma saturates in any case
     epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
 
 
 def _running_statistics(g: Model, config: Config) -> None:
     """Stored with 8 more fractional bits than the batch's mean, and twice as many for the variance's square."""
-    extra = config.profile.statistics_extra_fraction
     for mu in g.by_role("BN.mu"):
         quantized = source(mu)
         if quantized.domain is None:
             continue
         layer, exponent = g.tag(mu).layer, int(quantized.attrs["exponent"])
-        mean_limit = floating.signed(config.profile.mean_bits + extra)
+        form = config.profile.format("BN.running", layer)
+        extra, mean_limit = form.bits - config.profile.format("BN.mu", layer).bits, form.greatest
         for kind, grid, least, limit in (
             ("running_mean", exponent - extra, -mean_limit, mean_limit),
             ("running_var", 2 * exponent - extra, 0, VARIANCE_LIMIT),
@@ -77,7 +73,8 @@ def _running_statistics(g: Model, config: Config) -> None:
             for role in (f"BN.{kind}.batch", f"BN.{kind}"):
                 for tensor in g.by_role(role):
                     if g.tag(tensor).layer == layer and source(tensor).domain is None:
-                        insert(g, tensor, floating.direct, role, limit.bit_length() + 1, grid, lo=least, hi=limit)
+                        wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
+                        insert(g, tensor, floating.direct, role, wide, grid, lo=least)
 
 
 PASS = Pass(

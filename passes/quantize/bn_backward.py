@@ -6,6 +6,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import insert, quantizer_of, source, step_of
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 RATIO_BITS = 29  # 8 bits of gamma over a sigma of at least 1
@@ -14,19 +15,23 @@ RATIO_FRACTION = 20  # gamma/sigma first lands 20 bits below gamma's grid over s
 
 def quantize_bn_backward(g: Model, config: Config) -> None:
     """Insert after BN.A (twice: a fixed grid, then its own range), BN.K and BN.B (on the grid of e*A)."""
-    bits = config.profile.coefficient_bits
-    limit = 2 ** (bits - 1 + config.profile.error_bits - 1)  # |A * mean(e*xh)| <= max|A| max|e| mean|xh|, and mean|xh| <= 1
     for ratio in g.by_role("BN.A"):
         layer = g.tag(ratio).layer
+        form, error_form = config.profile.format("BN.A", layer), config.profile.format("E1", layer)
+        wide = Format(RATIO_BITS, rounding=form.rounding)
+        # |A * mean(e*xh)| <= max|A| max|e| mean|xh|, and mean|xh| <= 1
+        coefficient = Format(
+            form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2)
+        )
         gamma, sigma = (int(quantizer_of(i).attrs["exponent"]) for i in source(ratio).inputs)
-        fixed = insert(g, ratio, floating.direct, "BN.ratio", RATIO_BITS, gamma - sigma - RATIO_FRACTION)
-        a = insert(g, fixed, floating.shift, "BN.A", bits)
+        fixed = insert(g, ratio, floating.direct, "BN.ratio", wide, gamma - sigma - RATIO_FRACTION)
+        a = insert(g, fixed, floating.shift, "BN.A", form)
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
         for role in ("BN.K", "BN.B"):
             (tensor,) = (t for t in g.by_role(role) if g.tag(t).layer == layer)
-            insert(g, tensor, floating.grid, step, role, limit.bit_length(), limit)
+            insert(g, tensor, floating.grid, step, role, coefficient)
 
 
 PASS = Pass(

@@ -7,18 +7,18 @@ import numpy as np
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import insert, moments
+from wageubn_onnx.passes.quantize.place import form_exponent, insert, moments
 from wageubn_onnx.quantizers import floating
-from wageubn_onnx.ranges import exponent_for
 
 
 def quantize_convolutions(g: Model, config: Config) -> None:
     """Insert after every tensor of role C. The exponent is static: in `int_eval` an image's result is its own."""
     for tensor in g.by_role("C"):
         is_logits = tensor is g.named["logits"]
-        bits = config.profile.logit_bits if is_logits else config.profile.convolution_bits
-        exponent = exponent_for(_reach(g, tensor) * (4.0 if is_logits else 1.0), bits)
-        insert(g, tensor, floating.direct, "Z" if is_logits else "C", bits, exponent)
+        role = "Z" if is_logits else "C"
+        form = config.profile.format(role, g.tag(tensor).layer)
+        exponent = form_exponent(form, _reach(g, tensor) * (4.0 if is_logits else 1.0))
+        insert(g, tensor, floating.direct, role, form, exponent)
 
 
 def _reach(g: Model, tensor: Tensor) -> float:

@@ -8,9 +8,10 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import insert, source
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating, tables
 
-LOSS_EXPONENT, LOSS_BITS, LOSS_LIMIT = -16, 32, 2**30
+LOSS_LIMIT = 2**30
 DEEPEST = 17  # 2^-17 is 0 on the grid of the probabilities
 
 
@@ -20,7 +21,7 @@ def quantize_loss(g: Model, config: Config) -> None:
         with g.context(layer="loss"):
             binary = g.op("Mul", source(exponential).inputs[0], g.constant(math.log2(math.e), name="log2e"), name="binary")
             low = -DEEPEST * 2**tables.EXP_INDEX
-            quantized = floating.direct(g, binary, "S.t", 14, -tables.EXP_INDEX, lo=low, hi=0)
+            quantized = floating.direct(g, binary, "S.t", Format(14), -tables.EXP_INDEX, lo=low, hi=0)
             g.replace_uses(exponential, floating.exponential(g, quantized))
     for total in g.by_role("S.total"):  # never below 1, since the greatest logit adds 2^0; said so that it can be proven
         insert(g, total, _at_least_1)
@@ -29,8 +30,9 @@ def quantize_loss(g: Model, config: Config) -> None:
             binary = floating.logarithm(g, source(logarithm).inputs[0])
             g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
     for probability in g.by_role("S.p"):
-        insert(g, probability, floating.direct, "S.p", tables.EXP_BITS + 1, -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS)
-    insert(g, g.named["loss"], floating.direct, "loss", LOSS_BITS, LOSS_EXPONENT, lo=-LOSS_LIMIT, hi=LOSS_LIMIT)
+        insert(g, probability, floating.direct, "S.p", Format(tables.EXP_BITS + 1), -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS)
+    form = config.profile.format("loss")
+    insert(g, g.named["loss"], floating.direct, "loss", form, form.exponent, lo=-LOSS_LIMIT, hi=LOSS_LIMIT)
 
 
 def _at_least_1(g: Model, x: Tensor) -> Tensor:

@@ -7,8 +7,11 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, Model, State, Tensor
+from wageubn_onnx.profiles import Format
+from wageubn_onnx.quantizers import floating
 from wageubn_onnx.ranges import Moments, exponent_for
 
 Quantizer = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -28,7 +31,7 @@ ON_THE_SAME_GRID = (
     "Unsqueeze",
     "Relu",
 )
-DYNAMIC = ("ShiftQuantize", "FlagQuantize", "AlignQuantize")  # their last output is their step
+DYNAMIC = ("Shift", "Flag", "Align")  # their last output is their step
 
 
 def source(tensor: Tensor) -> gs.Node:
@@ -89,13 +92,13 @@ def is_quantized(tensor: Tensor) -> bool:
 
 def is_shifted(tensor: Tensor) -> bool:
     """Whether ``tensor`` lies on the 8-bit grid of a shift quantizer."""
-    return is_quantized(tensor) and quantizer_of(tensor).op == "ShiftQuantize"
+    return is_quantized(tensor) and quantizer_of(tensor).op.startswith("ShiftQuantize")
 
 
 def step_of(tensor: Tensor) -> Tensor:
     """The run-time step of the dynamic quantizer on whose grid ``tensor`` lies."""
     node = quantizer_of(tensor)
-    if node.op not in DYNAMIC:
+    if not node.op.startswith(DYNAMIC):
         raise WageubnError(f"tensor {tensor.name!r} lies on the static grid of {node.name!r}; this is a fault of a pass")
     step: Tensor = node.outputs[-1]
     return step
@@ -107,9 +110,14 @@ def moments(g: Model, tensor: Tensor) -> Moments:
     return found
 
 
-def static_exponent(g: Model, tensor: Tensor, bits: int) -> int:
+def form_exponent(form: Format, reach: float) -> int:
+    """The exponent of a static format: of its fixed grid, or the least that holds ``reach``."""
+    return exponent_for(reach, form.bits) if form.fraction is None else form.exponent
+
+
+def static_exponent(g: Model, tensor: Tensor, form: Format) -> int:
     """The exponent of a forward tensor's format, from its expected range."""
-    return exponent_for(float(moments(g, tensor).reach.max()), bits)
+    return form_exponent(form, float(moments(g, tensor).reach.max()))
 
 
 def parameter(g: Model, slot: Tensor) -> State:
@@ -122,3 +130,20 @@ def state_of(g: Model, tensor: Tensor, kind: str) -> State:
     layer = g.tag(tensor).layer
     (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
     return state
+
+
+def parameter_state(g: Model, config: Config, slot: Tensor, kind: str, least_reach: float) -> None:
+    """Fill the slot of a parameter other than a weight: bits over twice its initial range, stored on the grid of U."""
+    state = parameter(g, slot)
+    form, stored = config.profile.format(kind, state.layer), config.profile.format("U", state.layer)
+    exponent = form_exponent(form, 2.0 * max(float(abs(state.value).max()), least_reach))
+    state.info |= {"exponent": stored.exponent, "limit": int(form.greatest * 2.0 ** (exponent - stored.exponent))}
+    fill(g, slot, floating.direct, kind, form, exponent)
+
+
+def random_for(g: Model, form: Format, key: str, slot: Tensor) -> Tensor | None:
+    """16 random bits an element of ``slot`` where its format rounds stochastically: a hash of (seed, step, ``key``, element)."""
+    if form.rounding != "stochastic":
+        return None
+    with g.context(layer=g.tag(slot).layer):
+        return floating.random_bits(g, g.named["seed"], g.states["step"].tensor, key, list(slot.shape))

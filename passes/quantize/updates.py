@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
@@ -11,18 +13,19 @@ from wageubn_onnx.quantizers import floating
 
 def quantize_updates(g: Model, config: Config) -> None:
     """Insert after the learning rate and before every state that is a parameter, saturating at the state's stated bound."""
-    profile = config.profile
+    rate, stored = config.profile.format("lr"), config.profile.format("U")
     for lr in g.by_role("lr"):
-        insert(g, lr, floating.direct, "lr", profile.learning_rate_fraction + 1, -profile.learning_rate_fraction)
+        insert(g, lr, floating.direct, "lr", rate, rate.exponent)
     for step in g.by_role("U.step"):
         (update,) = step.outputs
         role = g.tag(update.outputs[0]).role
         state = state_of(g, step, role.removeprefix("U."))
         limit, exponent = state.info["limit"], state.info["exponent"]
-        own = -profile.update_fraction - exponent
+        own = stored.exponent - exponent
         if own:  # a weight on its own exponent moves in its own units
             insert(g, step, _scaled, -own)
-        insert(g, update.outputs[0], floating.direct, role, limit.bit_length() + 1, exponent, lo=-limit, hi=limit)
+        wide = replace(stored, bits=limit.bit_length() + 1, least=-limit, greatest=limit)
+        insert(g, update.outputs[0], floating.direct, role, wide, exponent)
 
 
 def _scaled(g: Model, x: Tensor, log2: int) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import fill, parameter
+from wageubn_onnx.passes.quantize.place import fill, parameter, parameter_state
 from wageubn_onnx.quantizers import floating
-from wageubn_onnx.ranges import exponent_for
+
+LEAST_REACH = 0.5  # a bias that starts near zero may still grow this far
 
 
 def quantize_weights(g: Model, config: Config) -> None:
@@ -19,15 +20,13 @@ def quantize_weights(g: Model, config: Config) -> None:
     for slot in g.by_role("W"):
         state = parameter(g, slot)
         own = state.info["scale_log2"] if isinstance(state.info["scale_log2"], int) else 0
-        exponent = 1 - profile.weight_bits - own
-        state.info |= {"exponent": -profile.update_fraction - own, "limit": 2**profile.update_fraction - 1}
-        fill(g, slot, floating.direct, "W", profile.weight_bits, exponent)
+        form, stored = profile.format("W", state.layer), profile.format("U", state.layer)
+        whole = form.bits - 1 + form.exponent  # of the greatest weight: 0 where they end at 1
+        state.info |= {"exponent": stored.exponent - own, "limit": 2 ** (whole - stored.exponent) - 1}
+        fill(g, slot, floating.direct, "W", form, form.exponent - own)
     for slot in g.by_role("bias"):
         state = parameter(g, slot)
-        exponent = exponent_for(2.0 * max(float(abs(state.value).max()), 0.5), profile.bias_bits)
-        limit = floating.signed(profile.bias_bits) * 2 ** (exponent + profile.update_fraction)
-        state.info |= {"exponent": -profile.update_fraction, "limit": int(limit)}
-        fill(g, slot, floating.direct, "bias", profile.bias_bits, exponent)
+        parameter_state(g, config, slot, "bias", LEAST_REACH)
 
 
 PASS = Pass(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.infer import TensorType
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.symbols import symbol
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.text import ROUNDINGS, SUFFIX, function
 
 
 def _bounds(of: str) -> str:
@@ -29,34 +31,92 @@ def _bounds(of: str) -> str:
     """
 
 
-DIRECT = function(
-    "DirectQuantize", ("step",), "(x) => (y)",
-    _bounds("x") + """
-    s = Constant <value_float: float = @step> ()
-    step = CastLike (s, x)
-    scaled = Div (x, step)
-    rounded = Round (scaled)
-    bounded = Clip (rounded, least, greatest)
-    y = Mul (bounded, step)
-    """,
-)  # fmt: skip
+Variants = dict[str, onnx.FunctionProto]  # by rounding
 
-GRID = function(
-    "GridQuantize", (), "(x, step) => (y)",
-    _bounds("x") + """
-    scaled = Div (x, step)
-    rounded = Round (scaled)
-    bounded = Clip (rounded, least, greatest)
-    y = Mul (bounded, step)
-    """,
-)  # fmt: skip
+
+def _variants(build: Callable[[str], onnx.FunctionProto]) -> Variants:
+    return {rounding: build(rounding) for rounding in ROUNDINGS}
+
+
+def _random(rounding: str) -> str:
+    """The last operand of a stochastic function: 16 random bits an element, int32."""
+    return ", random" if rounding == "stochastic" else ""
+
+
+def _rounded(x: str, y: str, rounding: str) -> str:
+    """y = x rounded: ties to even, ties upward, or |x| up where its fraction exceeds random/2^16. Exact for any x."""
+    if rounding == "half_even":
+        return f"{y} = Round ({x})\n"
+    size = x if rounding == "half_up" else f"{y}_size"
+    whole = f"""
+    {y}_whole = Floor ({size})
+    {y}_fraction = Sub ({size}, {y}_whole)
+    """
+    if rounding == "half_up":
+        return (
+            whole
+            + f"""
+        {y}_h = Constant <value_float: float = 0.5> ()
+        {y}_half = CastLike ({y}_h, {x})
+        {y}_up = GreaterOrEqual ({y}_fraction, {y}_half)
+        {y}_one = CastLike ({y}_up, {x})
+        {y} = Add ({y}_whole, {y}_one)
+        """
+        )
+    return (
+        f"{y}_size = Abs ({x})"
+        + whole
+        + f"""
+        {y}_bits = CastLike (random, {x})
+        {y}_c = Constant <value_float: float = 65536.0> ()
+        {y}_choices = CastLike ({y}_c, {x})
+        {y}_threshold = Div ({y}_bits, {y}_choices)
+        {y}_up = Greater ({y}_fraction, {y}_threshold)
+        {y}_one = CastLike ({y}_up, {x})
+        {y}_next = Add ({y}_whole, {y}_one)
+        {y}_sign = Sign ({x})
+        {y} = Mul ({y}_next, {y}_sign)
+        """
+    )
+
+
+def _to_step(x: str, step: str, y: str, rounding: str) -> str:
+    """y = clip(round(x / step), least, greatest) * step."""
+    return (
+        f"{y}_scaled = Div ({x}, {step})\n" + _rounded(f"{y}_scaled", f"{y}_rounded", rounding)
+        + f"{y}_bounded = Clip ({y}_rounded, least, greatest)\n{y} = Mul ({y}_bounded, {step})\n"
+    )  # fmt: skip
+
+
+def _direct(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"DirectQuantize{SUFFIX[rounding]}", ("step",), f"(x{_random(rounding)}) => (y)",
+        _bounds("x") + """
+        s = Constant <value_float: float = @step> ()
+        step = CastLike (s, x)
+        """ + _to_step("x", "step", "y", rounding),
+    )  # fmt: skip
+
+
+DIRECT = _variants(_direct)
+
+
+def _grid(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"GridQuantize{SUFFIX[rounding]}", (), f"(x, step{_random(rounding)}) => (y)",
+        _bounds("x") + _to_step("x", "step", "y", rounding),
+    )  # fmt: skip
+
+
+GRID = _variants(_grid)
 
 
 @functools.cache
 def _range() -> onnx.FunctionProto:
     limits, powers = tables.float_thresholds(np.float32)
     return function(
-        "PowerOfTwoRange", (), "(x) => (R)",
+        "PowerOfTwoRange", (), "(x) => (R, greatest)",
+        # R = 1 for an all-zero x
         f"""
         limits = Constant <value_floats: floats = [{", ".join(map(repr, limits))}]> ()
         powers = Constant <value_floats: floats = [{", ".join(map(repr, powers))}]> ()
@@ -67,94 +127,180 @@ def _range() -> onnx.FunctionProto:
         ones = Cast <to: int = 7> (reached)
         index = ReduceSum <keepdims: int = 0> (ones)
         power = Gather (powers, index)
-        R = CastLike (power, x)
+        power_x = CastLike (power, x)
+        o = Constant <value_float: float = 1.0> ()
+        one = CastLike (o, x)
+        z = Constant <value_float: float = 0.0> ()
+        zero = CastLike (z, x)
+        some = Greater (greatest, zero)
+        R = Where (some, power_x, one)
         """,
     )  # fmt: skip
 
 
-SHIFT = function(
-    "ShiftQuantize", ("unit",), "(x) => (y, step)",
-    _bounds("x") + """
-    R = wageubn.PowerOfTwoRange (x)
-    u = Constant <value_float: float = @unit> ()
-    unit = CastLike (u, x)
-    step = Mul (R, unit)
-    scaled = Div (x, step)
-    rounded = Round (scaled)
-    bounded = Clip (rounded, least, greatest)
-    y = Mul (bounded, step)
-    """,
-)  # fmt: skip
-
-FLAG = function(
-    "FlagQuantize", (), "(x) => (y, step)",
-    _bounds("x") + """
-    R = wageubn.PowerOfTwoRange (x)
-    u = Constant <value_float: float = 0.0078125> ()
-    unit = CastLike (u, x)
-    s = Mul (R, unit)
-    step = Mul (s, unit)
-    ratio = Div (x, s)
-    rounded = Round (ratio)
-    bounded = Clip (rounded, least, greatest)
-    high = Mul (bounded, s)
-    fine = Div (x, step)
-    fine_rounded = Round (fine)
-    low = Mul (fine_rounded, step)
-    magnitude = Abs (x)
-    is_high = GreaterOrEqual (magnitude, s)
-    y = Where (is_high, high, low)
-    """,
-)  # fmt: skip
-
-ALIGN = function(
-    "AlignQuantize", ("unit",), "(a, b) => (qa, qb, step)",
-    _bounds("a") + """
-    Ra = wageubn.PowerOfTwoRange (a)
-    Rb = wageubn.PowerOfTwoRange (b)
-    R = Max (Ra, Rb)
-    u = Constant <value_float: float = @unit> ()
-    unit = CastLike (u, a)
-    step = Mul (R, unit)
-    sa = Div (a, step)
-    ra = Round (sa)
-    ca = Clip (ra, least, greatest)
-    qa = Mul (ca, step)
-    sb = Div (b, step)
-    rb = Round (sb)
-    cb = Clip (rb, least, greatest)
-    qb = Mul (cb, step)
-    """,
-)  # fmt: skip
-
-CONSTANT = function(
-    "ConstantQuantize", ("step",), "(x, dr, random) => (y)",
+# R within its guard: what a dynamic quantizer says its grid is, so that its whole tensor is scaled where R lies beyond
+_GUARDED = f"""
+    ll = Constant <value_float: float = {2.0**tables.RANGE_LEAST!r}> ()
+    lowest = CastLike (ll, R)
+    hh = Constant <value_float: float = {2.0**tables.RANGE_GREATEST!r}> ()
+    highest = CastLike (hh, R)
+    guarded = Clip (R, lowest, highest)
     """
-    R = wageubn.PowerOfTwoRange (x)
-    range = CastLike (dr, x)
-    magnitude = Abs (x)
-    ratio = Div (magnitude, R)
-    scaled = Mul (ratio, range)
-    whole = Floor (scaled)
-    fraction = Sub (scaled, whole)
-    bits = CastLike (random, x)
-    c = Constant <value_float: float = 65536.0> ()
-    choices = CastLike (c, x)
-    threshold = Div (bits, choices)
-    up = Greater (fraction, threshold)
-    one = CastLike (up, x)
-    rounded = Add (whole, one)
-    o = Constant <value_float: float = 1.0> ()
-    unit = CastLike (o, x)
-    limit = Sub (range, unit)
-    bounded = Min (rounded, limit)
-    s = Constant <value_float: float = @step> ()
-    step = CastLike (s, x)
-    size = Mul (bounded, step)
-    sign = Sign (x)
-    y = Mul (size, sign)
-    """,
-)  # fmt: skip
+
+
+def _shift(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"ShiftQuantize{SUFFIX[rounding]}", ("unit",), f"(x{_random(rounding)}) => (y, step)",
+        _bounds("x") + """
+        R, greatest_x = wageubn.PowerOfTwoRange (x)
+        u = Constant <value_float: float = @unit> ()
+        unit = CastLike (u, x)
+        own = Mul (R, unit)
+        """ + _GUARDED + """
+        step = Mul (guarded, unit)
+        scaled = Div (x, own)
+        """ + _rounded("scaled", "rounded", rounding) + """
+        bounded = Clip (rounded, least, greatest)
+        y = Mul (bounded, step)
+        """,
+    )  # fmt: skip
+
+
+SHIFT = _variants(_shift)
+
+
+def _flag(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"FlagQuantize{SUFFIX[rounding]}", (), f"(x{_random(rounding)}) => (y, step)",
+        _bounds("x") + """
+        R, greatest_x = wageubn.PowerOfTwoRange (x)
+        u = Constant <value_float: float = 0.0078125> ()
+        unit = CastLike (u, x)
+        s = Mul (R, unit)
+        fine_unit = Mul (s, unit)
+        ratio = Div (x, s)
+        """ + _rounded("ratio", "rounded", rounding) + """
+        bounded = Clip (rounded, least, greatest)
+        high = Mul (bounded, s)
+        fine = Div (x, fine_unit)
+        """ + _rounded("fine", "fine_rounded", rounding) + """
+        low = Mul (fine_rounded, fine_unit)
+        magnitude = Abs (x)
+        is_high = GreaterOrEqual (magnitude, s)
+        own = Where (is_high, high, low)
+        """ + _GUARDED + """
+        gain = Div (guarded, R)
+        y = Mul (own, gain)
+        step = Mul (fine_unit, gain)
+        """,
+    )  # fmt: skip
+
+
+FLAG = _variants(_flag)
+
+
+def _align(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"AlignQuantize{SUFFIX[rounding]}", ("unit",), "(a, b) => (qa, qb, step)",
+        _bounds("a") + """
+        Ra, greatest_a = wageubn.PowerOfTwoRange (a)
+        Rb, greatest_b = wageubn.PowerOfTwoRange (b)
+        z = Constant <value_float: float = 0.0> ()
+        zero = CastLike (z, a)
+        some_a = Greater (greatest_a, zero)
+        some_b = Greater (greatest_b, zero)
+        both = Max (Ra, Rb)
+        Rab = Where (some_b, both, Ra)
+        R = Where (some_a, Rab, Rb)
+        u = Constant <value_float: float = @unit> ()
+        unit = CastLike (u, a)
+        own = Mul (R, unit)
+        """ + _GUARDED + """
+        step = Mul (guarded, unit)
+        """ + "".join(
+_to_step(t, "own", f"o{t}", rounding).replace(f"o{t} = Mul (o{t}_bounded, own)", f"q{t} = Mul (o{t}_bounded, step)")
+            for t in "ab"
+        ),
+    )  # fmt: skip
+
+
+ALIGN = {rounding: _align(rounding) for rounding in ("half_even", "half_up")}
+
+
+def _constant(rounding: str) -> onnx.FunctionProto:
+    return function(
+        f"ConstantQuantize{SUFFIX[rounding]}", ("step",), f"(x, dr{_random(rounding)}) => (y)",
+        """
+        R, greatest_x = wageubn.PowerOfTwoRange (x)
+        range = CastLike (dr, x)
+        ratio = Div (x, R)
+        scaled = Mul (ratio, range)
+        """ + _rounded("scaled", "rounded", rounding) + """
+        o = Constant <value_float: float = 1.0> ()
+        unit = CastLike (o, x)
+        limit = Sub (range, unit)
+        depth = Neg (limit)
+        lowered = Min (rounded, limit)
+        bounded = Max (lowered, depth)
+        s = Constant <value_float: float = @step> ()
+        step = CastLike (s, x)
+        y = Mul (bounded, step)
+        """,
+    )  # fmt: skip
+
+
+CONSTANT = _variants(_constant)
+
+
+@functools.cache
+def _power() -> onnx.FunctionProto:
+    return function(
+        "PowerOfTwo", (), "(exponent) => (step)",
+        f"""
+        powers = Constant <value_floats: floats = [{", ".join(repr(2.0**e) for e in range(-126, 127))}]> ()
+        offset = Constant <value: tensor = int32 {{126}}> ()
+        index = Add (exponent, offset)
+        step = Gather (powers, index)
+        """,
+    )  # fmt: skip
+
+
+def _follow(name: str, axes: str) -> onnx.FunctionProto:
+    """The exponent that the next step holds, from this step's quantized y."""
+    reduced = "<keepdims: int = 1> (size, axes)" if axes else "<keepdims: int = 0> (size)"
+    return function(
+        name, ("fraction",), "(y, step, held) => (next)",
+        _bounds("y") + f"""
+        {axes}
+        m = Div (y, step)
+        size = Abs (m)
+        top = ReduceMax {reduced}
+        t = Constant <value_float: float = 2.0> ()
+        two = CastLike (t, y)
+        half0 = Div (greatest, two)
+        half = Floor (half0)
+        saturated = GreaterOrEqual (top, greatest)
+        small = LessOrEqual (top, half)
+        two32 = Constant <value: tensor = int32 {{2}}> ()
+        up1 = Cast <to: int = 6> (saturated)
+        up = Mul (up1, two32)
+        down = Cast <to: int = 6> (small)
+        raised = Add (held, up)
+        moved = Sub (raised, down)
+        fraction64 = Constant <value_int: int = @fraction> ()
+        fraction = Cast <to: int = 6> (fraction64)
+        lowest = Constant <value: tensor = int32 {{{tables.RANGE_LEAST}}}> ()
+        highest = Constant <value: tensor = int32 {{{tables.RANGE_GREATEST}}}> ()
+        low = Sub (lowest, fraction)
+        high = Sub (highest, fraction)
+        above = Max (moved, low)
+        next = Min (above, high)
+        """,
+    )  # fmt: skip
+
+
+FOLLOW = _follow("FollowExponent", "")
+FOLLOW_CHANNELS = _follow("FollowExponents", "axes = Constant <value_ints: ints = [0, 2, 3]> ()")
 
 EXPONENTIAL = function(
     "ExponentialTable", (), "(t) => (y)",
@@ -259,62 +405,90 @@ RANDOM = function(
 )  # fmt: skip
 
 
-def signed(bits: int) -> int:
-    """The greatest mantissa of a symmetric format of that width."""
-    return int(2 ** (bits - 1) - 1)
-
-
-def _describe(role: str, bits: int, lo: float, hi: float, rounding: str = "half_even") -> dict[str, object]:
+def _describe(role: str, bits: int, lo: float, hi: float, rounding: str) -> dict[str, object]:
     return {"role": role, "bits": bits, "lo": float(lo), "hi": float(hi), "rounding": rounding}
 
 
-def direct(g: Model, x: Tensor, role: str, bits: int, exponent: int, lo: int | None = None, hi: int | None = None) -> Tensor:
-    """clip(round(x / 2^exponent), lo, hi) * 2^exponent, half to even; bounds default to +-(2^(bits-1) - 1)."""
-    low, high = (-signed(bits) if lo is None else lo), (signed(bits) if hi is None else hi)
-    attrs = _describe(role, bits, low, high) | {"exponent": exponent, "step": 2.0**exponent}
-    return g.call(DIRECT, [x], [TensorType(x.dtype, x.shape)], symbol(role), role, attrs)[0]
+def _like(x: Tensor) -> TensorType:
+    return TensorType(x.dtype, x.shape)
 
 
-def grid(g: Model, x: Tensor, step: Tensor, role: str, bits: int, limit: int | None = None) -> Tensor:
-    """clip(round(x / step), -limit, limit) * step, for a step found at run time."""
-    high = signed(bits) if limit is None else limit
-    return g.call(GRID, [x, step], [TensorType(x.dtype, x.shape)], symbol(role), role, _describe(role, bits, -high, high))[0]
+def direct(
+    g: Model,
+    x: Tensor,
+    role: str,
+    f: Format,
+    exponent: int,
+    lo: int | None = None,
+    hi: int | None = None,
+    random: Tensor | None = None,
+) -> Tensor:
+    """clip(round(x / 2^exponent), lo, hi) * 2^exponent; bounds default to the format's."""
+    low, high = (f.least if lo is None else lo), (f.greatest if hi is None else hi)
+    attrs = _describe(role, f.bits, low, high, f.rounding) | {"exponent": exponent, "step": 2.0**exponent}
+    return g.call(DIRECT[f.rounding], _with(random, x), [_like(x)], symbol(role), role, attrs)[0]
 
 
-def shift(g: Model, x: Tensor, role: str, bits: int) -> tuple[Tensor, Tensor]:
+def grid(g: Model, x: Tensor, step: Tensor, role: str, f: Format, lo: int | None = None, hi: int | None = None) -> Tensor:
+    """clip(round(x / step), lo, hi) * step, for a step found at run time: one, or one a channel."""
+    low, high = (f.least if lo is None else lo), (f.greatest if hi is None else hi)
+    attrs = _describe(role, f.bits, low, high, f.rounding)
+    return g.call(GRID[f.rounding], [x, step], [_like(x)], symbol(role), role, attrs)[0]
+
+
+def shift(g: Model, x: Tensor, role: str, f: Format, random: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """SQ: the grid is R(x) / 2^(bits-1). Returns value and step."""
     g.functions.setdefault("PowerOfTwoRange", _range())
-    attrs = _describe(role, bits, -signed(bits), signed(bits)) | {"unit": 2.0 ** (1 - bits)}
-    value, step = g.call(SHIFT, [x], [TensorType(x.dtype, x.shape), TensorType(x.dtype, [])], symbol(role), role, attrs)
+    attrs = _describe(role, f.bits, f.least, f.greatest, f.rounding) | {"unit": 2.0 ** (1 - f.bits)}
+    types = [_like(x), TensorType(x.dtype, [])]
+    value, step = g.call(SHIFT[f.rounding], _with(random, x), types, symbol(role), role, attrs)
     return value, step
 
 
-def flag(g: Model, x: Tensor, role: str) -> tuple[Tensor, Tensor]:
+def flag(g: Model, x: Tensor, role: str, f: Format) -> tuple[Tensor, Tensor]:
     """Flag quantization: 8 bits of R/2^7 where |x| reaches that, 8 bits of R/2^14 below. Returns value and the finer step."""
     g.functions.setdefault("PowerOfTwoRange", _range())
-    value, step = g.call(
-        FLAG, [x], [TensorType(x.dtype, x.shape), TensorType(x.dtype, [])], symbol(role), role, _describe(role, 8, -127, 127)
-    )
+    types = [_like(x), TensorType(x.dtype, [])]
+    value, step = g.call(FLAG[f.rounding], [x], types, symbol(role), role, _describe(role, 8, -127, 127, f.rounding))
     return value, step
 
 
-def align(g: Model, a: Tensor, b: Tensor, role: str, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def align(g: Model, a: Tensor, b: Tensor, role: str, f: Format) -> tuple[Tensor, Tensor, Tensor]:
     """Both operands on the grid max(R(a), R(b)) / 2^(bits-2): their sum needs no further alignment. Returns both and the step.
 
     One bit less than SQ's, since max|x| reaches sqrt(2) R: what is to be summed must not saturate.
     """
     g.functions.setdefault("PowerOfTwoRange", _range())
-    types = [TensorType(a.dtype, a.shape), TensorType(b.dtype, b.shape), TensorType(a.dtype, [])]
-    attrs = _describe(role, bits, -signed(bits), signed(bits)) | {"unit": 2.0 ** (2 - bits)}
-    qa, qb, step = g.call(ALIGN, [a, b], types, symbol(role), role, attrs)
+    types = [_like(a), _like(b), TensorType(a.dtype, [])]
+    attrs = _describe(role, f.bits, f.least, f.greatest, f.rounding) | {"unit": 2.0 ** (2 - f.bits)}
+    qa, qb, step = g.call(ALIGN[f.rounding], [a, b], types, symbol(role), role, attrs)
     return qa, qb, step
 
 
-def constant(g: Model, x: Tensor, dr: Tensor, random: Tensor, role: str, fraction: int) -> Tensor:
-    """CQ: dr*x/R rounded up in magnitude where its fraction exceeds random/2^16, at most dr-1, in units of 2^-fraction."""
+def constant(g: Model, x: Tensor, dr: Tensor, role: str, f: Format, random: Tensor | None = None) -> Tensor:
+    """CQ: round(dr*x/R), at most dr-1, in units of 2^-fraction."""
     g.functions.setdefault("PowerOfTwoRange", _range())
-    attrs = _describe(role, 8, -127, 127, "stochastic") | {"exponent": -fraction, "step": 2.0**-fraction}
-    return g.call(CONSTANT, [x, dr, random], [TensorType(x.dtype, x.shape)], symbol(role), role, attrs)[0]
+    attrs = _describe(role, 8, -127, 127, f.rounding) | {"exponent": f.exponent, "step": 2.0**f.exponent}
+    return g.call(CONSTANT[f.rounding], _with(random, x, dr), [_like(x)], symbol(role), role, attrs)[0]
+
+
+def _with(random: Tensor | None, *operands: Tensor) -> list[Tensor]:
+    return [*operands, *([] if random is None else [random])]
+
+
+def power(g: Model, exponent: Tensor) -> Tensor:
+    """2^exponent for an int32 exponent within -126..126: the step that a state holds."""
+    return g.call(_power(), [exponent], [TensorType(np.dtype(np.float32), exponent.shape)], "step", "", {})[0]
+
+
+def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format) -> Tensor:
+    """The exponent for the next step, from a tensor that was quantized with the ``held`` one; all of it, or one a channel.
+
+    Where a mantissa saturated: held + 2. Where none reaches half of the greatest: held - 1. Else the same. R stays in its guard.
+    """
+    function = FOLLOW_CHANNELS if held.shape else FOLLOW
+    attrs = {"lo": float(f.least), "hi": float(f.greatest), "bits": f.bits, "fraction": f.bits - 1}
+    return g.call(function, [y, step, held], [TensorType(np.dtype(np.int32), held.shape)], "next_exponent", "", attrs)[0]
 
 
 def random_bits(g: Model, seed: Tensor, number: Tensor, key: str, shape: list[int]) -> Tensor:

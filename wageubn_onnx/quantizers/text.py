@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import onnx
 import onnx.parser
 
+ROUNDINGS = ("half_even", "half_up", "stochastic")
+SUFFIX = {"half_even": "", "half_up": "HalfUp", "stochastic": "Stochastic"}  # of a function's name
+
 # What a quantize node may say about itself; what its body does not read is optional.
 DESCRIPTION = {"role": 'string = ""', "bits": "int = 0", "rounding": 'string = ""', "exponent": "int = 0", "lo": "float = 0.0",
                "hi": "float = 0.0"}  # fmt: skip

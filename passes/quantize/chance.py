@@ -1,0 +1,20 @@
+"""Where random bits come from: the inputs and the state that make a stochastic step a pure function of its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.graph import Model
+from wageubn_onnx.passbase import Pass
+
+
+def add_seed(g: Model, config: Config) -> None:
+    """Add the input ``seed`` int32 [] and the state ``step`` int32 [], which the graph advances."""
+    g.named["seed"] = g.input("seed", np.int32, [])
+    with g.context(layer="optimizer"):
+        step = g.state("step", "step", "optimizer", np.zeros([], np.int32), exponent=0, limit=2**31 - 2, least=0)
+        step.after = g.op("Add", step.tensor, g.scalar(1, np.int32), name="step")
+
+
+PASS = Pass("seed", "the seed and the step number, from which random bits are hashed", add_seed)
