@@ -16,6 +16,7 @@ from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, images, labels, 
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
+from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.session import TrainingSession
 
 Array = np.ndarray[Any, Any]
@@ -243,6 +244,43 @@ def test_integers_are_the_float64_values(seed: int, options: dict[str, Any], tmp
         state = {key: found[f"{key}.next"] for key in state}
 
 
+UPWARD = """
+extends = "sq8"
+""" + "".join(
+    f'[{path}]\nrounding = "half_up"\n' for path in ("I", "W", "A", "C", "BN.mu", "BN.sigma", "BN.x", "BN.A", "E1", "E2", "G.W")
+)
+MIXED = """
+extends = "full8"
+[A]
+bits = 7
+[E.sum]
+bits = 12
+[G.gamma]
+rounding = "stochastic"
+[layers.first.E2]
+function = "shift"
+bits = 16
+[layers."a*".W]
+bits = 6
+fraction = 5
+"""
+
+
+@pytest.mark.parametrize("profile", ["e16", "sq8", "sq8s", UPWARD, MIXED], ids=["e16", "sq8", "sq8s", "upward", "mixed"])
+def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path: Path) -> None:
+    """Two steps of the integer step against float64, of named profiles and of a user's own."""
+    name = profile
+    if "extends" in profile:
+        (tmp_path / "own.toml").write_text(profile)
+        name = str(tmp_path / "own.toml")
+    twins = converted(tmp_path, 0, profile=load_profile(name))
+    state = twins.artifacts.state
+    for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):
+        wrong, found = twins.compare(feeds(count, lr, dr), state)
+        assert wrong == []
+        state = {key: found[f"{key}.next"] for key in state}
+
+
 @pytest.mark.parametrize("how", ["least", "greatest", "corners", "uniform", "magnitudes"])
 def test_any_state_in_its_ranges_stays_exact_and_in_range(how: str, twins: Twins) -> None:
     """What the bounds promise for every input, tried at their corners: nothing wraps, and no state leaves its range."""
@@ -260,9 +298,7 @@ def test_any_state_in_its_ranges_stays_exact_and_in_range(how: str, twins: Twins
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
-    """Without weight decay: an all-zero error has the range 2^-101 in float and its own unit's in integers, and extreme states of
-    a dead layer can show that in the decay, which lies on the error's grid."""
-    return converted(tmp_path_factory.mktemp("twins"), 0, weight_decay=0.0)
+    return converted(tmp_path_factory.mktemp("twins"), 0)
 
 
 def test_float32_is_not_enough_but_close(tiny_artifacts: Artifacts, twins: Twins) -> None:

@@ -161,7 +161,7 @@ def test_an_int64_kernel_that_is_wrong_is_found(op: str, step: Model) -> None:
 
 
 def test_a_wrong_kernel_inside_a_function_is_found(step: Model) -> None:
-    (function,) = (f for f in step.functions if f.name == "ConstantQuantize")
+    (function,) = (f for f in step.functions if f.name == "ConstantQuantizeStochastic")
     function.node.append(helper.make_node("ReduceMax", ["m"], ["planted"], keepdims=0))
     assert found(audit_model(step), "kernel", "ReduceMax", "int64")
 

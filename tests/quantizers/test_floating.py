@@ -19,6 +19,7 @@ from kernels import EXACT, FEW, Array, Kernel, call_model, integers, tensors
 
 from float64 import float64_copy
 from wageubn_onnx.graph import Model, Tensor, to_proto
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating, integer, reference, tables
 
 WIDTHS = {"float32": 24, "float64": 53}  # bits of a mantissa
@@ -42,36 +43,43 @@ def build(dtype: str, count: int, quantize: Callable[..., Any], integers: int = 
 
 
 @functools.cache
-def direct(dtype: str, exponent: int, bits: int, lo: int | None = None, hi: int | None = None) -> Kernel:
-    return build(dtype, 1, lambda g, x: floating.direct(g, x, "A", bits, exponent, lo, hi))
+def direct(
+    dtype: str, exponent: int, bits: int, lo: int | None = None, hi: int | None = None, rounding: str = "half_even"
+) -> Kernel:
+    return build(dtype, 1, lambda g, x: floating.direct(g, x, "A", Format(bits, rounding=rounding), exponent, lo, hi))
 
 
 @functools.cache
 def grid(dtype: str, bits: int) -> Kernel:
     g = Model.empty("quant_training", "quantizer")
     x, step = g.input("x", np.float32, ["n"]), g.input("step", np.float32, [])
-    model = to_proto(g, {"y": floating.grid(g, x, step, "E.acc", bits)})
+    model = to_proto(g, {"y": floating.grid(g, x, step, "E.acc", Format(bits))})
     return Kernel(model if dtype == "float32" else float64_copy(model))
 
 
 @functools.cache
 def shift(dtype: str, bits: int) -> Kernel:
-    return build(dtype, 1, lambda g, x: floating.shift(g, x, "E1", bits))
+    return build(dtype, 1, lambda g, x: floating.shift(g, x, "E1", Format(bits)))
 
 
 @functools.cache
 def flag(dtype: str) -> Kernel:
-    return build(dtype, 1, lambda g, x: floating.flag(g, x, "E2"))
+    return build(dtype, 1, lambda g, x: floating.flag(g, x, "E2", Format(8)))
 
 
 @functools.cache
 def align(dtype: str) -> Kernel:
-    return build(dtype, 2, lambda g, a, b: floating.align(g, a, b, "E.sum", 16))
+    return build(dtype, 2, lambda g, a, b: floating.align(g, a, b, "E.sum", Format(16)))
 
 
 @functools.cache
 def constant(dtype: str) -> Kernel:
-    return build(dtype, 1, lambda g, x, dr, random: floating.constant(g, x, dr, random, "G.W", 14), integers=2)
+    return build(
+        dtype,
+        1,
+        lambda g, x, dr, random: floating.constant(g, x, dr, "G.W", Format(8, 14, rounding="stochastic"), random),
+        integers=2,
+    )
 
 
 # -- values ---------------------------------------------------------------------------------------------------------------
@@ -196,7 +204,50 @@ def test_ranges_at_their_thresholds(dtype: str) -> None:
         for x in (np.nextafter(root, scalar(0)), root, np.nextafter(root, scalar(np.inf))):
             m, exponent = reference.dyadic([x])
             _, step = shift(dtype, 8)([x])
-            assert float(step) == 2.0 ** (exponent + reference.range_log2(m) - 7), (j, x)
+            assert float(step) == 2.0 ** (reference.guard(m, exponent + reference.range_log2(m)) - 7), (j, x)
+
+
+@DTYPES
+@pytest.mark.parametrize("rounding", ["half_up", "stochastic"])
+@EXACT
+@given(data=st.data())
+def test_other_roundings(dtype: str, rounding: str, data: st.DataObject) -> None:
+    """Direct, shift and constant quantization; flag and align where they have the rounding."""
+    x = data.draw(floats(dtype))
+    random = data.draw(st.lists(st.integers(0, 2**16 - 1), min_size=len(x), max_size=len(x)))
+    more = [random] if rounding == "stochastic" else []
+    chance = random if more else None
+    m, unit = reference.dyadic(x)
+    q, exponent = reference.direct(m, unit, -7, -127, 127, rounding, chance)
+    equal(rounded("direct", dtype, rounding)(x, *more)[0], value(q, exponent))
+    q, exponent = reference.shift(m, unit, 8, rounding, chance)
+    y, step = rounded("shift", dtype, rounding)(x, *more)
+    equal(y, value(q, exponent))
+    assert float(step) == 2.0**exponent
+    q, exponent = reference.constant(m, 128, chance, 14, rounding)
+    equal(rounded("constant", dtype, rounding)(x, 128, *more)[0], value(q, exponent))
+    if not more:
+        high, low, exponent = reference.flag(m, unit, rounding)
+        equal(rounded("flag", dtype, rounding)(x)[0], value(128 * high + low, exponent))
+
+
+@functools.cache
+def rounded(name: str, dtype: str, rounding: str) -> Kernel:
+    """The quantizer of that name; its last operand is the random bits where the rounding is stochastic."""
+    f = Format(8, 14 if name == "constant" else None, rounding=rounding)
+    calls: dict[str, Callable[..., Any]] = {
+        "direct": lambda g, x, *r: floating.direct(g, x, "A", f, -7, random=r[0] if r else None),
+        "shift": lambda g, x, *r: floating.shift(g, x, "E1", f, *r),
+        "flag": lambda g, x: floating.flag(g, x, "E2", f),
+        "constant": lambda g, x, dr, *r: floating.constant(g, x, dr, "G.W", f, *r),
+    }
+    g = Model.empty("quant_training", "quantizer")
+    inputs = [g.input("x", np.float32, ["n"])]
+    inputs += [g.input("dr", np.int32, [])] if name == "constant" else []
+    inputs += [g.input("random", np.int32, ["n"])] if rounding == "stochastic" else []
+    result = calls[name](g, *inputs)
+    model = to_proto(g, {f"y{i}": t for i, t in enumerate(result if isinstance(result, tuple) else (result,))})
+    return Kernel(model if dtype == "float32" else float64_copy(model))
 
 
 @DTYPES
@@ -262,7 +313,8 @@ def test_float64_roots_round_as_the_exact_root() -> None:
 
 @functools.cache
 def mantissa_kernel(name: str, inputs: tuple[Any, ...], **attrs: int) -> Kernel:
-    return Kernel(call_model(getattr(integer, name), inputs, [integer.ROUND_SHIFT, integer.RANGE], **attrs))
+    rounding = "stochastic" if name == "CONSTANT" else "half_even"
+    return Kernel(call_model(getattr(integer, name)[rounding], inputs, list(integer.LIBRARY.values()), **attrs))
 
 
 @EXACT
@@ -271,14 +323,13 @@ def mantissa_kernel(name: str, inputs: tuple[Any, ...], **attrs: int) -> Kernel:
 def test_float_and_integer_errors_agree(m: Array, exponent: int) -> None:
     """SQ and flag quantization of the same tensor, float64 and int32."""
     y, step = shift("float64", 8)(value(m, exponent))
-    q, moved = mantissa_kernel("SHIFT", (np.int32,), to=3, least=-127, greatest=127, fraction=7)(m)
-    equal(y, value(q, exponent + int(moved)))
-    high, low, flag_moved = mantissa_kernel("FLAG", (np.int32,))(m)
+    q, moved = mantissa_kernel("SHIFT", (np.int32, np.int32), to=3, least=-127, greatest=127, fraction=7)(m, exponent)
+    equal(y, value(q, int(moved)))
+    high, low, flag_moved = mantissa_kernel("FLAG", (np.int32, np.int32))(m, exponent)
     y, flag_step = flag("float64")(value(m, exponent))
-    equal(y, value(128 * high.astype(np.int64) + low, exponent + int(flag_moved)))
-    if m.any():
-        assert float(step) == 2.0 ** (exponent + int(moved))
-        assert float(flag_step) == 2.0 ** (exponent + int(flag_moved))
+    equal(y, value(128 * high.astype(np.int64) + low, int(flag_moved)))
+    assert float(step) == 2.0 ** int(moved)
+    assert float(flag_step) == 2.0 ** (int(flag_moved))
 
 
 @EXACT

@@ -24,22 +24,23 @@ FORMATS = {  # dtype, least, greatest
     "int32": (np.int32, -(2**27) + 1, 2**27 - 1),
     "table": (np.int16, -4352, 0),
 }
-LIBRARY = [integer.ROUND_SHIFT, integer.ROUND_SHIFT_WIDE, integer.RANGE]
+LIBRARY = list(integer.LIBRARY.values())
 I32, I64 = np.int32, np.int64
 
 
 @functools.cache
-def plain(function: str, dtypes: tuple[Any, ...], **attrs: Any) -> Kernel:
+def plain(function: str, dtypes: tuple[Any, ...], rounding: str = "half_even", **attrs: Any) -> Kernel:
     called = getattr(integer, function)
-    return Kernel(call_model(called, dtypes, [f for f in LIBRARY if f is not called], **attrs))
+    called = called[rounding] if isinstance(called, dict) else called
+    return Kernel(call_model(called, dtypes, [f for f in LIBRARY if f.name != called.name], **attrs))
 
 
 @functools.cache
-def bounded(function: str, dtypes: tuple[Any, ...], form: str, **attrs: int) -> Kernel:
+def bounded(function: str, dtypes: tuple[Any, ...], form: str, rounding: str = "half_even", **attrs: int) -> Kernel:
     """The function with the output format of that name."""
     dtype, least, greatest = FORMATS[form]
     to = {np.int8: 3, np.uint8: 2, np.int16: 5, np.int32: 6}[dtype]
-    return plain(function, dtypes, to=to, least=least, greatest=greatest, **attrs)
+    return plain(function, dtypes, rounding, to=to, least=least, greatest=greatest, **attrs)
 
 
 def shifts_within(m: Array, limit: int, lowest: int) -> int:
@@ -95,6 +96,84 @@ def test_zeros_shift_left_by_any_amount(shift: int) -> None:
 def test_wide_round_shift_saturates(m: Array, shift: int, limit: int) -> None:
     expected = reference.clip(reference.rescale(m, shift), -limit, limit)
     same(plain("ROUND_SHIFT_WIDE", (I64, I32, I64))(m, shift, limit)[0], expected)
+
+
+# -- the other roundings ---------------------------------------------------------------------------------------------------
+
+
+def bits16(data: st.DataObject, count: int) -> Array:
+    return np.array(data.draw(st.lists(integers(2**16 - 1).map(abs), min_size=count, max_size=count)))
+
+
+def test_half_up_exhaustively() -> None:
+    m, d = (v.ravel() for v in np.meshgrid(np.arange(-300, 301), np.arange(1, 41)))
+    for name, dtype in (("DIRECT_RATIO", I32), ("DIRECT_RATIO_WIDE", I64)):
+        q = bounded(name, (dtype, dtype), "int8", "half_up")(m, d)[0]
+        same(q, reference.ratio(m, d, 0, 0, -127, 127, "half_up")[0])
+    n = np.arange(4001)
+    root = bounded("DIRECT_ROOT", (I64, I64, I64, I64), "int16", "half_up")(n, 1, 1, 0)[0]
+    same(root, reference.root(n, 1, -2, 0, -32767, 32767, "half_up")[0])
+
+
+@pytest.mark.parametrize("rounding", ["half_up", "stochastic"])
+@EXACT
+@given(data=st.data(), m=tensors(NARROW))
+def test_round_shift_by(rounding: str, data: st.DataObject, m: Array) -> None:
+    shift = data.draw(st.integers(shifts_within(m, NARROW, -27), 60))
+    random = bits16(data, len(m)) if rounding == "stochastic" else None
+    kernel = plain("ROUND_SHIFT", (I32, I32, I32)[: 3 if rounding == "stochastic" else 2], rounding)
+    same(kernel(m, shift, *([] if random is None else [random]))[0], reference.rescale(m, shift, rounding, random))
+
+
+@pytest.mark.parametrize("rounding", ["half_up", "stochastic"])
+@EXACT
+@given(data=st.data(), m=tensors(WIDE), shift=st.integers(-60, 100), limit=integers(2**35, positive=True))
+def test_wide_round_shift_by(rounding: str, data: st.DataObject, m: Array, shift: int, limit: int) -> None:
+    random = bits16(data, len(m)) if rounding == "stochastic" else None
+    kernel = plain("ROUND_SHIFT_WIDE", (I64, I32, I64, I32)[: 4 if rounding == "stochastic" else 3], rounding)
+    expected = reference.clip(reference.rescale(m, shift, rounding, random), -limit, limit)
+    same(kernel(m, shift, limit, *([] if random is None else [random]))[0], expected)
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_up", "stochastic"])
+@EXACT
+@given(data=st.data(), m=tensors(NARROW), shift=st.integers(-200, 100))
+def test_grid_saturates_before_it_shifts(rounding: str, data: st.DataObject, m: Array, shift: int) -> None:
+    random = bits16(data, len(m)) if rounding == "stochastic" else None
+    kernel = bounded("GRID", (I32, I32, I32)[: 3 if rounding == "stochastic" else 2], "int8", rounding)
+    expected = reference.direct(m, 0, shift, -127, 127, rounding, random)[0]
+    same(kernel(m, shift, *([] if random is None else [random]))[0], expected)
+
+
+@pytest.mark.parametrize("rounding", ["half_up", "stochastic"])
+@EXACT
+@given(data=st.data(), m=tensors(NARROW))
+def test_dynamic_quantizers_by(rounding: str, data: st.DataObject, m: Array) -> None:
+    random = bits16(data, len(m)) if rounding == "stochastic" else None
+    more = [] if random is None else [random]
+    dtypes = (I32, I32, I32)[: 2 + len(more)]
+    q, exponent = bounded("SHIFT", dtypes, "int8", rounding, fraction=7)(m, -9, *more)
+    expected, expected_exponent = reference.shift(m, -9, 8, rounding, random)
+    same(q, expected)
+    assert int(exponent) == expected_exponent
+    dr = data.draw(st.sampled_from([2, 8, 32, 128]))
+    (g,) = plain("CONSTANT", (I64, I32, I32)[: 2 + len(more)], rounding)(m, dr, *more)
+    same(g, reference.constant(m, dr, random, 14, rounding)[0])
+    if random is None:
+        high, low, exponent = plain("FLAG", (I32, I32), rounding)(m, -9)
+        expected_high, expected_low, expected_exponent = reference.flag(m, -9, rounding)
+        same(high, expected_high)
+        same(low, expected_low)
+        assert int(exponent) == expected_exponent
+
+
+def test_limbs_are_the_number() -> None:
+    m = np.arange(-(2**15), 2**15)
+    high, low = plain("LIMBS", (np.int16,))(m)
+    assert (high.dtype, low.dtype) == (np.int8, np.uint8)
+    same(256 * high.astype(np.int64) + low, m)
+    for part, expected in zip((high, low), reference.limbs(m), strict=True):
+        same(part, expected)
 
 
 # -- direct quantization --------------------------------------------------------------------------------------------------
@@ -251,11 +330,12 @@ def _thresholds(limit: int) -> list[Array]:
 
 
 def check_shift(m: Array, bits: int, form: str, evaluate: bool = False) -> None:
-    kernel = bounded("SHIFT", (I32,), form, fraction=bits - 1)
-    q, moved = kernel.evaluated(m) if evaluate else kernel(m)
-    expected, exponent = reference.shift(m, 0, bits)
-    same(q, expected, str(m))
-    assert int(moved) == exponent
+    kernel = bounded("SHIFT", (I32, I32), form, fraction=bits - 1)
+    for unit in (0, -30, -200, 70):  # the last two leave the guard of R
+        q, exponent = kernel.evaluated(m, unit) if evaluate else kernel(m, unit)
+        expected, expected_exponent = reference.shift(m, unit, bits)
+        same(q, expected, str(m))
+        assert int(exponent) == expected_exponent
 
 
 @EXACT
@@ -279,9 +359,9 @@ def test_shift_evaluated(m: Array) -> None:
 
 
 def check_flag(m: Array, evaluate: bool = False) -> None:
-    kernel = plain("FLAG", (I32,))
-    high, low, moved = kernel.evaluated(m) if evaluate else kernel(m)
-    expected_high, expected_low, exponent = reference.flag(m, 0)
+    kernel = plain("FLAG", (I32, I32))
+    high, low, moved = kernel.evaluated(m, -9) if evaluate else kernel(m, -9)
+    expected_high, expected_low, exponent = reference.flag(m, -9)
     same(high, expected_high, str(m))
     same(low, expected_low, str(m))
     assert int(moved) == exponent
@@ -343,7 +423,7 @@ def test_align_evaluated(a: Array, a_exponent: int, b: Array, b_exponent: int) -
 def test_pair_drops_the_low_bits(drop: int) -> None:
     """Odd and even high parts, all low parts of a range around its ties."""
     high, low = (v.ravel() for v in np.meshgrid(np.arange(-9, 10), np.arange(-300, 301)))
-    kernel = plain("PAIR", (I32, I32), drop=drop)
+    kernel = plain("PAIR", (I32, I32), drop=drop, base=7)
     same(kernel(high, low)[0], reference.rescale(128 * high + low, drop))
     same(kernel.evaluated(high, low)[0], reference.rescale(128 * high + low, drop))
 
@@ -354,14 +434,14 @@ def test_pair_at_its_bounds(data: st.DataObject, drop: int) -> None:
     low = data.draw(tensors(NARROW))
     most = min(NARROW, (2**31 - 1 - NARROW - 1) >> (7 - drop))
     high = np.array(data.draw(st.lists(integers(most), min_size=len(low), max_size=len(low))))
-    same(plain("PAIR", (I32, I32), drop=drop)(high, low)[0], reference.rescale(128 * high + low, drop))
+    same(plain("PAIR", (I32, I32), drop=drop, base=7)(high, low)[0], reference.rescale(128 * high + low, drop))
 
 
 # -- constant quantization ------------------------------------------------------------------------------------------------
 
 
 def check_constant(m: Array, dr: int, random: Any, evaluate: bool = False) -> None:
-    kernel = plain("CONSTANT", (I64, I32, I32))
+    kernel = plain("CONSTANT", (I64, I32, I32), "stochastic")
     (q,) = (kernel.evaluated if evaluate else kernel)(m, dr, random)
     same(q, reference.constant(m, dr, random, 14)[0], f"dr {dr}, m {m}, random {random}")
     assert q.dtype == np.int8

@@ -98,7 +98,7 @@ def test_the_hash_loses_no_word() -> None:
 
 @functools.cache
 def constant_kernel() -> Kernel:
-    return Kernel(call_model(integer.CONSTANT, (np.int64, np.int32, np.int32)))
+    return Kernel(call_model(integer.CONSTANT["stochastic"], (np.int64, np.int32, np.int32), list(integer.LIBRARY.values())))
 
 
 @pytest.mark.parametrize("dr", [2, 8, 128])

@@ -694,5 +694,5 @@ LOGARITHM = function(
     """,
 )  # fmt: skip
 
-# What the functions above call: every model has them at hand, and keeps those that it uses
-LIBRARY = {f.name: f for f in (*ROUND_SHIFT.values(), *ROUND_SHIFT_WIDE.values(), RANGE, GUARD)}
+# What the functions above call, each after what it calls itself: every model has them at hand, and keeps those that it uses
+LIBRARY = {f.name: f for f in (*ROUND_SHIFT_WIDE.values(), *ROUND_SHIFT.values(), RANGE, GUARD)}

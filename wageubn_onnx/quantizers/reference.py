@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[Any]  # int64, or Python integers where dtype is object
 Fixed = tuple[Integers, int]  # mantissa, exponent
+RANGE_LEAST, RANGE_GREATEST = -64, 64  # log2 of the range of a quantized error
 FLAG_BITS = 7  # between the units of a flag pair's parts
 
 
@@ -46,9 +47,34 @@ def half_even(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Integers:
     return rounded
 
 
-def rescale(m: npt.ArrayLike, shift: int) -> Integers:
-    """round(m / 2^shift), half to even; exact where ``shift`` is negative. Python integers."""
-    return half_even(exact(m) * 2 ** max(-shift, 0), 2 ** max(shift, 0))
+def half_up(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Integers:
+    """floor(numerator / denominator + 1/2): a tie goes up; denominator >= 1. Python integers."""
+    n, d = np.broadcast_arrays(exact(numerator), exact(denominator))
+    rounded: Integers = (2 * n + d) // (2 * d)
+    return rounded
+
+
+def stochastic(numerator: npt.ArrayLike, denominator: npt.ArrayLike, random: npt.ArrayLike) -> Integers:
+    """The magnitude, up where its fraction exceeds random/2^16; random int32 in 0..2^16-1. Python integers."""
+    n, d, r = np.broadcast_arrays(exact(numerator), exact(denominator), exact(random))
+    whole, rest = abs(n) // d, abs(n) % d
+    rounded: Integers = np.sign(n) * np.where(rest * 2**16 > r * d, whole + 1, whole)
+    return rounded
+
+
+def divide(
+    numerator: npt.ArrayLike, denominator: npt.ArrayLike, rounding: str = "half_even", random: npt.ArrayLike | None = None
+) -> Integers:
+    """round(numerator / denominator) by the rounding of that name; ``random`` belongs to stochastic alone."""
+    if rounding == "stochastic":
+        assert random is not None
+        return stochastic(numerator, denominator, random)
+    return {"half_even": half_even, "half_up": half_up}[rounding](numerator, denominator)
+
+
+def rescale(m: npt.ArrayLike, shift: int, rounding: str = "half_even", random: npt.ArrayLike | None = None) -> Integers:
+    """round(m / 2^shift); exact where ``shift`` is negative. Python integers."""
+    return divide(exact(m) * 2 ** max(-shift, 0), 2 ** max(shift, 0), rounding, random)
 
 
 def clip(m: Integers, least: int, greatest: int) -> Integers:
@@ -73,18 +99,42 @@ def signed(bits: int) -> int:
 # -- WAGEUBN, direct quantization Q ----------------------------------------------------------------------------------------
 
 
-def direct(m: npt.ArrayLike, exponent: int, target: int, least: int, greatest: int) -> Fixed:
+def direct(
+    m: npt.ArrayLike,
+    exponent: int,
+    target: int,
+    least: int,
+    greatest: int,
+    rounding: str = "half_even",
+    random: npt.ArrayLike | None = None,
+) -> Fixed:
     """clip(round(m * 2^exponent / 2^target), least, greatest) on the grid 2^target, static or found elsewhere."""
-    return clip(rescale(m, target - exponent), least, greatest), target
+    return clip(rescale(m, target - exponent, rounding, random), least, greatest), target
 
 
-def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike, exponent: int, target: int, least: int, greatest: int) -> Fixed:
+def ratio(
+    numerator: npt.ArrayLike,
+    denominator: npt.ArrayLike,
+    exponent: int,
+    target: int,
+    least: int,
+    greatest: int,
+    rounding: str = "half_even",
+) -> Fixed:
     """Direct quantization of numerator/denominator * 2^exponent, rounded once; denominator >= 1."""
     up, down = 2 ** max(exponent - target, 0), 2 ** max(target - exponent, 0)
-    return clip(half_even(exact(numerator) * up, exact(denominator) * down), least, greatest), target
+    return clip(divide(exact(numerator) * up, exact(denominator) * down, rounding), least, greatest), target
 
 
-def root(numerator: npt.ArrayLike, denominator: npt.ArrayLike, exponent: int, target: int, least: int, greatest: int) -> Fixed:
+def root(
+    numerator: npt.ArrayLike,
+    denominator: npt.ArrayLike,
+    exponent: int,
+    target: int,
+    least: int,
+    greatest: int,
+    rounding: str = "half_even",
+) -> Fixed:
     """Direct quantization of sqrt(numerator/denominator * 2^exponent), rounded once; numerator >= 0, denominator >= 1.
 
     With v = n/d in squared units, q = floor(sqrt v) = isqrt(floor v), and sqrt v exceeds q + 1/2 where 4n > (2q + 1)^2 d.
@@ -93,7 +143,7 @@ def root(numerator: npt.ArrayLike, denominator: npt.ArrayLike, exponent: int, ta
     n, d = np.broadcast_arrays(exact(numerator) * up, exact(denominator) * down)
     below = np.array([math.isqrt(v) for v in np.ravel(n // d)], dtype=object).reshape(n.shape)
     middle = (2 * below + 1) ** 2 * d
-    up_one = (4 * n > middle) | ((4 * n == middle) & (below % 2 == 1))
+    up_one = (4 * n > middle) | ((4 * n == middle) & ((below % 2 == 1) | (rounding == "half_up")))
     return clip(np.where(up_one, below + 1, below), least, greatest), target
 
 
@@ -107,51 +157,72 @@ def image(
 # -- WAGEUBN, quantization of errors ---------------------------------------------------------------------------------------
 
 
-def shift(m: npt.ArrayLike, exponent: int, bits: int) -> Fixed:
+def guard(m: npt.ArrayLike, log: int) -> int:
+    """log2 R of a quantized tensor's grid: 0 for a tensor of zeros; beyond 2^-64..2^64 the tensor is scaled to that end."""
+    return min(max(log, RANGE_LEAST), RANGE_GREATEST) if np.any(exact(m)) else 0
+
+
+def shift(m: npt.ArrayLike, exponent: int, bits: int, rounding: str = "half_even", random: npt.ArrayLike | None = None) -> Fixed:
     """SQ: direct quantization on the grid R / 2^(bits-1), R the power-of-two range of the whole tensor; symmetric bounds."""
-    target = exponent + range_log2(m) - (bits - 1)
-    return direct(m, exponent, target, -signed(bits), signed(bits))
+    log = range_log2(m)
+    q, _ = direct(m, 0, log - (bits - 1), -signed(bits), signed(bits), rounding, random)
+    return q, guard(m, exponent + log) - (bits - 1)
 
 
-def flag(m: npt.ArrayLike, exponent: int) -> tuple[Integers, Integers, int]:
+def limbs(m: npt.ArrayLike) -> tuple[Integers, Integers]:
+    """(high, low) with m = 2^8 * high + low, low in 0..255."""
+    m = np.asarray(m).astype(np.int64)
+    return m >> 8, m & 255
+
+
+def follow(q: npt.ArrayLike, held: int, bits: int) -> int:
+    """The exponent of a delayed quantizer's next step, from the mantissas that ``held`` gave; symmetric bounds.
+
+    2 more where a mantissa saturated, 1 less where none passes half of the greatest; R stays in its guard.
+    """
+    top = int(np.max(abs(exact(q))))
+    moved = held + (2 if top >= signed(bits) else -1 if top <= signed(bits) // 2 else 0)
+    return min(max(moved, RANGE_LEAST - (bits - 1)), RANGE_GREATEST - (bits - 1))
+
+
+def flag(m: npt.ArrayLike, exponent: int, rounding: str = "half_even") -> tuple[Integers, Integers, int]:
     """Flag quantization: (high, low, exponent) with value = (2^7*high + low) * 2^exponent, one of the parts 0.
 
     With s = R/2^7: where |x| >= s, high = clip(round(x/s), -127, 127); below, low = round(x / (s/2^7)), and a low that rounds to
     +-2^7 is carried into high as +-1. The exponent is that of s/2^7.
     """
     log, m = range_log2(m), exact(m)
-    coarse, fine = clip(rescale(m, log - FLAG_BITS), -127, 127), clip(rescale(m, log - 2 * FLAG_BITS), -128, 128)
+    coarse, fine = (
+        clip(rescale(m, log - FLAG_BITS, rounding), -127, 127),
+        clip(rescale(m, log - 2 * FLAG_BITS, rounding), -128, 128),
+    )
     is_coarse, carries = abs(m) * 2**FLAG_BITS >= 2**log, abs(fine) == 2**FLAG_BITS
     high = np.where(is_coarse, coarse, np.where(carries, np.sign(fine), 0))
     low = np.where(is_coarse | carries, 0, fine)
-    return high, low, exponent + log - 2 * FLAG_BITS
+    return high, low, guard(m, exponent + log) - 2 * FLAG_BITS
 
 
-def align(a: npt.ArrayLike, a_exponent: int, b: npt.ArrayLike, b_exponent: int, bits: int) -> tuple[Integers, Integers, int]:
+def align(
+    a: npt.ArrayLike, a_exponent: int, b: npt.ArrayLike, b_exponent: int, bits: int, rounding: str = "half_even"
+) -> tuple[Integers, Integers, int]:
     """Both operands of a sum on the grid max(R(a), R(b)) / 2^(bits-2), symmetric bounds of ``bits`` bits.
 
-    An operand of zeros only has no range and no say; with two of them the range is the unit of ``a``.
+    An operand of zeros only has no range and no say; with two of them R is 1.
     """
     operands = ((a, a_exponent), (b, b_exponent))
-    ranges = [e + range_log2(m) for m, e in operands if np.any(exact(m))] or [a_exponent]
+    ranges = [e + range_log2(m) for m, e in operands if np.any(exact(m))] or [0]
     target = max(ranges) - (bits - 2)
-    qa, qb = (direct(m, e, target, -signed(bits), signed(bits))[0] for m, e in operands)
-    return qa, qb, target
+    qa, qb = (direct(m, e, target, -signed(bits), signed(bits), rounding)[0] for m, e in operands)
+    return qa, qb, guard([np.any(exact(a)), np.any(exact(b))], max(ranges)) - (bits - 2)
 
 
 # -- WAGEUBN, constant quantization of weight gradients --------------------------------------------------------------------
 
 
-def constant(m: npt.ArrayLike, dr: int, random: npt.ArrayLike, fraction: int) -> Fixed:
-    """CQ: sign(m) * min(Sr(dr*|m|/R), dr - 1) on the grid 2^-fraction, whatever the exponent of m was.
-
-    Sr(v) is floor(v), plus 1 where the fraction of v exceeds random/2^16; random int32 in 0..2^16-1, of m's shape.
-    """
-    m, scale = exact(m), 2 ** range_log2(m)
-    size = dr * abs(m)
-    whole, rest = size // scale, size % scale
-    rounded = np.where(rest * 2**16 > exact(random) * scale, whole + 1, whole)
-    return np.sign(m).astype(np.int64) * clip(rounded, 0, dr - 1), -fraction
+def constant(m: npt.ArrayLike, dr: int, random: npt.ArrayLike | None, fraction: int, rounding: str = "stochastic") -> Fixed:
+    """CQ: round(dr*m/R), at most dr - 1 in magnitude, on the grid 2^-fraction, whatever the exponent of m was."""
+    rounded = divide(dr * exact(m), 2 ** range_log2(m), rounding, random)
+    return clip(rounded, 1 - dr, dr - 1), -fraction
 
 
 def mix(x: Integers) -> Integers:

@@ -16,6 +16,7 @@ from wageubn_onnx.fixedpoint import Exponent, Fixed, Pixels
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passes.lower.integers import RULES
 from wageubn_onnx.passes.lower.lowering import Lowering
+from wageubn_onnx.profiles import Format as Bits
 from wageubn_onnx.quantizers import floating
 
 NARROW, WIDE, INT32 = 2**28, 2**52, 2**31
@@ -50,9 +51,9 @@ def test_a_convolution_of_too_many_products() -> None:
 
 
 REQUANTIZED: dict[str, Callable[..., Any]] = {
-    "Q_E1": lambda g, x: floating.shift(g, x, "E1", 8)[0],
-    "Q_E2": lambda g, x: floating.flag(g, x, "E2")[0],
-    "Q_ES": lambda g, x: floating.align(g, x, x, "E.sum", 16)[0],
+    "Q_E1": lambda g, x: floating.shift(g, x, "E1", Bits(8))[0],
+    "Q_E2": lambda g, x: floating.flag(g, x, "E2", Bits(8))[0],
+    "Q_ES": lambda g, x: floating.align(g, x, x, "E.sum", Bits(16))[0],
 }
 
 
@@ -66,7 +67,7 @@ def test_run_time_requantization_takes_28_bits(node: str) -> None:
 
 def test_wide_requantization_takes_52_bits() -> None:
     def build(g: Model, x: Tensor) -> Tensor:
-        return floating.direct(g, x, "E1", 8, -7)
+        return floating.direct(g, x, "E1", Bits(8), -7)
 
     for hi in (NARROW - 1, NARROW, WIDE - 1):
         case = Lowered(build, x=Format((3,), -hi, hi, -40))
@@ -81,7 +82,7 @@ def test_a_left_shift_counts_against_28_bits() -> None:
     """Mantissas of 2^20 brought 2^8 finer leave int32's functions: int64 takes them, and saturates."""
 
     def build(g: Model, x: Tensor) -> Tensor:
-        return floating.direct(g, x, "E1", 8, -15)
+        return floating.direct(g, x, "E1", Bits(8), -15)
 
     for exponent, name in (
         (-30, "DirectQuantize"),
@@ -130,7 +131,7 @@ def test_raising_to_a_finer_grid_counts() -> None:
 
 def test_a_ratio_stays_below_2_to_52() -> None:
     def build(g: Model, x: Tensor, y: Tensor) -> Tensor:
-        return floating.direct(g, g.op("Div", x, y), "BN.x", 8, -4)
+        return floating.direct(g, g.op("Div", x, y), "BN.x", Bits(8), -4)
 
     divisor = Format((3,), 1, 100, 0)
     case = Lowered(build, x=Format((3,), 0, 2**48 - 1, 0), y=divisor)
@@ -144,7 +145,7 @@ def test_a_root_saturates_instead_of_wrapping() -> None:
 
     def build(g: Model, x: Tensor) -> Tensor:
         variance = g.op("Div", x, g.scalar(1.0))
-        return floating.direct(g, g.op("Sqrt", g.op("Add", variance, g.constant([1.0]))), "BN.sigma", 16, -16, lo=1)
+        return floating.direct(g, g.op("Sqrt", g.op("Add", variance, g.constant([1.0]))), "BN.sigma", Bits(16), -16, lo=1)
 
     case = Lowered(build, x=Format((4,), 0, 2**50, -10))
     for feeds in (case.random(1), case.extreme(True), case.extreme(False)):
@@ -154,7 +155,7 @@ def test_a_root_saturates_instead_of_wrapping() -> None:
 def test_constant_quantization_takes_52_bits() -> None:
     def build(g: Model, x: Tensor) -> Tensor:
         dr, random = g.constant(128, np.int32), g.constant(np.zeros(3), np.int32)
-        return floating.constant(g, x, dr, random, "G.W", 14)
+        return floating.constant(g, x, dr, "G.W", Bits(8, 14, rounding="stochastic"), random)
 
     case = Lowered(build, x=Format((3,), 0, WIDE - 1, -60))
     case.check({"x": np.array([WIDE - 1, 5, 0])})
@@ -165,7 +166,7 @@ def test_an_image_scale_beyond_28_bits() -> None:
     source = Model.empty("quant_training", "case")
     images = source.input("images", np.float32, [1, 3, 2, 2])
     with source.context(layer="layer"):
-        floating.direct(source, images, "I", 8, -5)
+        floating.direct(source, images, "I", Bits(8), -5)
     for std, allowed in ((1.0, True), (1e-4, False)):
         lower = Lowering(source, "int_training", Config(std=(std,)))
         lower.values["images"] = Pixels(lower.g.input("images", np.uint8, [1, 3, 2, 2]))
@@ -181,14 +182,14 @@ def test_an_image_scale_beyond_28_bits() -> None:
 
 def test_run_time_exponents_must_be_the_same() -> None:
     def build(g: Model, x: Tensor, y: Tensor) -> Tensor:
-        return g.op("Add", floating.shift(g, x, "E1", 8)[0], floating.shift(g, y, "E1", 8)[0], name="sum")
+        return g.op("Add", floating.shift(g, x, "E1", Bits(8))[0], floating.shift(g, y, "E1", Bits(8))[0], name="sum")
 
     assert "exponents differ" in refused(WageubnError, "sum", build, x=Format((3,)), y=Format((3,)))
 
 
 def test_a_tensor_adds_to_itself_on_its_run_time_exponent() -> None:
     def build(g: Model, x: Tensor) -> Tensor:
-        q, _ = floating.shift(g, x, "E1", 8)
+        q, _ = floating.shift(g, x, "E1", Bits(8))
         return g.op("Sub", g.op("Mul", q, g.scalar(4.0)), q)
 
     case = Lowered(build, x=Format((9,), -(2**20), 2**20, -15))
@@ -198,15 +199,15 @@ def test_a_tensor_adds_to_itself_on_its_run_time_exponent() -> None:
 @pytest.mark.parametrize("lo", [0, -1, -127])
 def test_a_divisor_below_1(lo: int) -> None:
     def build(g: Model, x: Tensor, y: Tensor) -> Tensor:
-        return floating.direct(g, g.op("Div", x, y, name="ratio"), "BN.x", 8, -4)
+        return floating.direct(g, g.op("Div", x, y, name="ratio"), "BN.x", Bits(8), -4)
 
     assert "divisor" in refused(WageubnError, "ratio", build, x=Format((3,)), y=Format((3,), lo, 127))
 
 
 def test_a_divisor_on_a_run_time_exponent() -> None:
     def build(g: Model, x: Tensor, y: Tensor) -> Tensor:
-        error = g.op("Max", floating.shift(g, y, "E1", 8)[0], g.scalar(1.0), name="positive")
-        return floating.direct(g, g.op("Div", x, error, name="ratio"), "BN.x", 8, -4)
+        error = g.op("Max", floating.shift(g, y, "E1", Bits(8))[0], g.scalar(1.0), name="positive")
+        return floating.direct(g, g.op("Div", x, error, name="ratio"), "BN.x", Bits(8), -4)
 
     with pytest.raises(WageubnError):
         Lowered(build, x=Format((3,)), y=Format((3,)))
@@ -231,7 +232,7 @@ def test_operators_without_an_integer_form() -> None:
 
 def test_a_grid_must_be_a_step() -> None:
     def build(g: Model, x: Tensor, y: Tensor) -> Tensor:
-        return floating.grid(g, x, y, "E.acc", 29)
+        return floating.grid(g, x, y, "E.acc", Bits(29))
 
     refused(WageubnError, "Q_ED", build, x=Format((3,)), y=Format(()))
 
@@ -268,8 +269,8 @@ ATTAINED: dict[str, tuple[Callable[..., Tensor], dict[str, Format]]] = {
     "Conv": (product, {"x": Format((1, 2, 4, 4), 0, 127), "w": Format((2, 2, 3, 3))}),
     "Conv, signed": (product, {"x": IMAGE, "w": Format((2, 2, 3, 3))}),
     "MatMul": (lambda g, x, w: g.op("MatMul", x, w), {"x": Format((2, 5)), "w": Format((5, 3))}),
-    "direct": (lambda g, x: floating.direct(g, x, "A", 8, -4), {"x": Format((3,), -(2**15), 2**15)}),
-    "direct, unsigned": (lambda g, x: floating.direct(g, x, "A", 8, -4, lo=0), {"x": Format((3,), -(2**15), 2**15)}),
+    "direct": (lambda g, x: floating.direct(g, x, "A", Bits(8), -4), {"x": Format((3,), -(2**15), 2**15)}),
+    "direct, unsigned": (lambda g, x: floating.direct(g, x, "A", Bits(8), -4, lo=0), {"x": Format((3,), -(2**15), 2**15)}),
 }
 
 
@@ -310,8 +311,8 @@ def random_graph(generator: np.random.Generator) -> Callable[..., list[Tensor]]:
             "centre": lambda: g.op("Sub", x := pick(narrow), g.op("ReduceMax", x, g.ints(2, 3), keepdims=1)),
             "sum": lambda: g.op("Add", pick(wide), g.op("ReduceSum", pick(narrow), g.ints(0, 2, 3), keepdims=1)),
             "Conv": lambda: g.op("Conv", pick(narrow), w, **CONV),
-            "quantize": lambda: floating.direct(g, pick(wide), "A", 8, int(generator.integers(-9, 0))),
-            "unsigned": lambda: floating.direct(g, pick(wide), "A", 8, int(generator.integers(-9, 0)), lo=0),
+            "quantize": lambda: floating.direct(g, pick(wide), "A", Bits(8), int(generator.integers(-9, 0))),
+            "unsigned": lambda: floating.direct(g, pick(wide), "A", Bits(8), int(generator.integers(-9, 0)), lo=0),
         }
         for _ in range(10):
             kind = generator.choice(list(operators))

@@ -11,6 +11,7 @@ from lowered import Array, Format, Lowered
 from wageubn_onnx.fixedpoint import Fixed, Pair
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passes.lower import products
+from wageubn_onnx.profiles import Format as Bits
 from wageubn_onnx.quantizers import floating, reference
 
 SIGNED, UNSIGNED, FULL_SIGNED, FULL_UNSIGNED = (-127, 127), (0, 127), (-128, 127), (0, 255)
@@ -138,7 +139,7 @@ def transposed(geometry: str, quantize: bool) -> Lowered:
     kernel, (_, out) = GEOMETRIES[geometry][0], sizes(geometry)
 
     def build(g: Model, e: Tensor, w: Tensor) -> Tensor:
-        error = floating.flag(g, e, "E2")[0] if quantize else e
+        error = floating.flag(g, e, "E2", Bits(8))[0] if quantize else e
         return g.op("ConvTranspose", error, w, **transposed_attributes(geometry))
 
     limit = 2**20 if quantize else 127
@@ -207,8 +208,8 @@ def test_only_a_small_unsigned_operand_meets_int8() -> None:
 def test_matmul_with_a_flag_pair(flagged: str) -> None:
     def build(g: Model, a: Tensor, b: Tensor) -> Tensor:
         if flagged == "a":
-            return g.op("MatMul", floating.flag(g, a, "E2")[0], b)
-        return g.op("MatMul", a, floating.flag(g, b, "E2")[0])
+            return g.op("MatMul", floating.flag(g, a, "E2", Bits(8))[0], b)
+        return g.op("MatMul", a, floating.flag(g, b, "E2", Bits(8))[0])
 
     wide = {"lo": -(2**20), "hi": 2**20, "exponent": -20}
     case = Lowered(
@@ -244,7 +245,7 @@ def test_matmul_splits_its_inner_axis(monkeypatch: pytest.MonkeyPatch, pieces: i
 def test_matmul_of_a_pair_splits_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "INT32_LIMIT", 4 * 127 * 127 + 1)
     case = Lowered(
-        lambda g, a, e: g.op("MatMul", a, floating.flag(g, e, "E2")[0]),
+        lambda g, a, e: g.op("MatMul", a, floating.flag(g, e, "E2", Bits(8))[0]),
         a=Format((3, 13), *UNSIGNED),
         e=Format((13, 4), -(2**20), 2**20, -20),
     )
@@ -271,9 +272,9 @@ def test_a_long_pair_stays_a_pair_until_it_is_requantized() -> None:
     channels, step = 40, 2.0**3
 
     def build(g: Model, e: Tensor, w: Tensor) -> Tensor:
-        error, unit = floating.flag(g, e, "E2")
+        error, unit = floating.flag(g, e, "E2", Bits(8))
         product = g.op("ConvTranspose", error, w, **transposed_attributes("3x3"))
-        return floating.grid(g, product, g.op("Mul", unit, g.scalar(step * 2.0**-7), name="step"), "E.acc", 29)
+        return floating.grid(g, product, g.op("Mul", unit, g.scalar(step * 2.0**-7), name="step"), "E.acc", Bits(29))
 
     case = Lowered(build, e=Format((1, channels, 6, 6), -(2**20), 2**20, -20), w=Format((channels, 2, 3, 3)))
     assert any(isinstance(v, Pair) and v.high.tensor.dtype == np.int32 for v in case.lowering.values.values())
