@@ -103,6 +103,28 @@ def tiny(seed: int = 0) -> onnx.ModelProto:
     return with_own_statistics(n.model(n.gemm(x, 8, CLASSES)), seed)
 
 
+def preactivation(seed: int = 0) -> onnx.ModelProto:
+    """Residual sums that no ReLU follows at once; a last BN and ReLU before the classifier."""
+    n = Net(seed)
+    x = n.conv("x", "stem", 3, 6, strides=[2, 2])  # 6x6
+    for block in ("a", "b"):
+        y = n.relu(n.bn(x, f"{block}_bn1", 6))
+        y = n.relu(n.bn(n.conv(y, f"{block}1", 6, 4, k=1), f"{block}_bn2", 4))
+        x = n.node("Add", x, n.conv(y, f"{block}2", 4, 6), name=f"{block}_add")
+    x = n.relu(n.bn(x, "last_bn", 6))
+    x = n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten")
+    return with_own_statistics(n.model(n.gemm(x, 6, CLASSES)), seed)
+
+
+def plain(seed: int = 0) -> onnx.ModelProto:
+    """No residual: 5x5 with padding, stride 3, biases, a wide Flatten, and a data gradient that is too long for one int32 sum."""
+    n = Net(seed)
+    x = n.relu(n.bn(n.conv("x", "c1", 3, 5, k=5, bias=True), "c1_bn", 5))
+    x = n.node("MaxPool", x, name="maxpool", kernel_shape=[2, 2], strides=[2, 2])  # 6x6
+    x = n.relu(n.conv(x, "c2", 5, 16, strides=[3, 3], bias=True))  # 2x2
+    return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 64, CLASSES))
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}
@@ -115,6 +137,9 @@ def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
         for name, statistic in ((node.input[3], value.mean((0, 2, 3))), (node.input[4], value.var((0, 2, 3)))):
             initializers[name].CopyFrom(numpy_helper.from_array(statistic.astype(np.float32), name))
     return model
+
+
+TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain}
 
 
 def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array:

@@ -132,6 +132,7 @@ def cli() -> None:
 @click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats with its images.")
 @click.option("--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them.")
 @click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
+@click.option("--health", is_flag=True, help="Count saturated and all-zero tensors in every integer step.")
 @click.option("--weight-decay", default=Config.weight_decay, show_default=True, help="Of both steps.")
 @click.option("--momentum", default=Config.momentum, show_default=True, help="Of the FP32 step.")
 @click.option(
@@ -241,6 +242,7 @@ to 0.4 learns faster."""
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in FOLDER, to the same bits as without a break.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of images and the stochastic roundings.")
 @click.option("--log-every", default=50, show_default=True, help="Steps between two step lines of the metrics.")
+@click.option("--health", is_flag=True, help="Show each epoch's worst quantizers (DIR is of `convert --health`).")
 @threads_option
 @float_option
 @json_option
@@ -257,6 +259,7 @@ def train(
     resume: bool,
     seed: int,
     log_every: int,
+    health: bool,
     threads: int | None,
     in_float: bool,
     as_json: bool,
@@ -270,13 +273,14 @@ def train(
     from wageubn_onnx.runtime.train import Plan
     from wageubn_onnx.runtime.train import train as run
 
-    if in_float and gradient_range is not None:
-        raise click.UsageError("--gradient-range has no meaning with --float", ctx)
+    for option, given in (("--gradient-range", gradient_range is not None), ("--health", health)):
+        if in_float and given:
+            raise click.UsageError(f"{option} has no meaning with --float", ctx)
     session = _open_session(folder, in_float, threads)
     rate = session.default_rate if lr is None else lr
     plan = Plan(epochs, rate, lr_schedule, gradient_range or (128,), seed, log_every)
     target = out or folder / ("fp_run" if in_float else "run")
-    result = run(session, load_data(data_path), plan, target, resume)
+    result = run(session, load_data(data_path), plan, target, resume, health=health)
     if as_json:
         _print_json(asdict(result))
     else:

@@ -17,8 +17,9 @@ class Config:
 
     batch: images a training step takes. mean, std: per channel, ``x = (pixel * scale - mean) / std``; one value serves all
     channels. calibrate: uint8 [n, C, H, W] images that refine the forward formats, or None. expose_gradients: add every
-    parameter's gradient to the outputs of both training steps. momentum: of the FP32 step (the integer step's is the
-    profile's). weight_decay: of both. profile: the formats of every data path.
+    parameter's gradient to the outputs of both training steps. health: add counters of saturated and all-zero tensors to the
+    outputs of the integer step. momentum: of the FP32 step (the integer step's is the profile's). weight_decay: of both.
+    profile: the formats of every data path.
     """
 
     batch: int = 32
@@ -27,6 +28,7 @@ class Config:
     scale: float = 1 / 255
     calibrate: np.ndarray[Any, Any] | None = None
     expose_gradients: bool = False
+    health: bool = False
     momentum: float = 0.9
     weight_decay: float = 1e-4
     profile: Profile = field(default_factory=lambda: load_profile("full8"))

@@ -36,7 +36,7 @@ def describe(
             "weight_decay": _rounded(config.weight_decay, config.profile.constant_bits),
             "fp_weight_decay": config.weight_decay,
         },
-        "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}, "health": []},
+        "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}} | _health(step),
         "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
         "fp_step": {"model": "fp_training.onnx", **{n: n for n in ("images", "labels", "lr", "loss", "correct")}},
         "fp_eval": {"model": "forward.onnx", "images": "images", "logits": "logits"},
@@ -46,6 +46,12 @@ def describe(
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
     }
+
+
+def _health(step: Model) -> dict[str, Any]:
+    """What the rows of the health counters stand for, and the output that holds them; no rows where there is none."""
+    entries = step.notes.get("health", [])
+    return {"health": entries} | ({"health_output": "health"} if entries else {})
 
 
 def _names(key: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from wageubn_onnx.graph import Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing import formats, forward
-from wageubn_onnx.passes.lower import integers
+from wageubn_onnx.passes.lower import health, integers
 from wageubn_onnx.passes.quantize import (
     activations,
     batchnorm,
@@ -84,7 +84,7 @@ QUANT_TRAINING = Stage(
         constants.PASS,
     ),
 )
-INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS,))
+INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS, health.PASS))
 INT_EVAL = Stage("int_eval", "integer inference from the same state", (unroll.EVALUATION, *FORWARD_QUANTIZERS, integers.PASS))
 
 STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, INT_EVAL)
@@ -127,8 +127,9 @@ def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
 
 
 def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
-    """Every state's next value, loss and correct; on request the parameters' gradients, before weight decay and quantizers."""
-    outputs = next_states(model) | {name: model.named[name] for name in ("loss", "correct")}
+    """Every state's next value, loss and correct; on request the health counters of the integer step, and the parameters'
+    gradients, before weight decay and quantizers."""
+    outputs = next_states(model) | {n: model.named[n] for n in ("loss", "correct", "health") if n in model.named}
     if config.expose_gradients:
         outputs |= {f"{key}.gradient": gradient for key, gradient in model.gradients.items()}
         with model.context(made_by="outputs"):

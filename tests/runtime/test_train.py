@@ -74,7 +74,7 @@ def test_a_run_is_its_steps(folder: Path, data: Dataset, tmp_path: Path) -> None
         np.testing.assert_array_equal(session.state()[key], value)
     assert dataclasses.asdict(result) == {
         "finished": True, "epochs": 3, "steps": 9, "dropped_per_epoch": 2, "test_accuracy": accuracies[-1],
-        "checkpoint": str(tmp_path / "run" / CHECKPOINT),
+        "checkpoint": str(tmp_path / "run" / CHECKPOINT), "health": None,
     }  # fmt: skip
     epochs = [line for line in lines(tmp_path / "run") if line["kind"] == "epoch"]
     assert [line["step"] for line in epochs] == [3, 6, 9]

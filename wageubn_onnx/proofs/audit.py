@@ -181,8 +181,9 @@ def _is_quantizer(node: onnx.NodeProto) -> bool:
 
 
 def _needed(model: onnx.ModelProto) -> set[str]:
-    """The tensors that an output needs: a quantizer whose result nobody reads guards nothing."""
-    needed = {o.name for o in model.graph.output}
+    """The tensors that an output needs: a quantizer whose result nobody reads, but to count it, guards nothing."""
+    counters = {name for node in model.graph.node if node_tag(node).made_by == "health" for name in node.output}
+    needed = {o.name for o in model.graph.output} - counters
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)

@@ -148,10 +148,17 @@ def root(
 
 
 def image(
-    pixels: npt.ArrayLike, factor: npt.ArrayLike, offset: npt.ArrayLike, exponent: int, target: int, least: int, greatest: int
+    pixels: npt.ArrayLike,
+    factor: npt.ArrayLike,
+    offset: npt.ArrayLike,
+    exponent: int,
+    target: int,
+    least: int,
+    greatest: int,
+    rounding: str = "half_even",
 ) -> Fixed:
     """Direct quantization of (pixels*factor + offset) * 2^exponent: pixels uint8 [N, C, H, W], factor and offset [1, C, 1, 1]."""
-    return direct(exact(pixels) * exact(factor) + exact(offset), exponent, target, least, greatest)
+    return direct(exact(pixels) * exact(factor) + exact(offset), exponent, target, least, greatest, rounding)
 
 
 # -- WAGEUBN, quantization of errors ---------------------------------------------------------------------------------------
@@ -162,10 +169,17 @@ def guard(m: npt.ArrayLike, log: int) -> int:
     return min(max(log, RANGE_LEAST), RANGE_GREATEST) if np.any(exact(m)) else 0
 
 
-def shift(m: npt.ArrayLike, exponent: int, bits: int, rounding: str = "half_even", random: npt.ArrayLike | None = None) -> Fixed:
-    """SQ: direct quantization on the grid R / 2^(bits-1), R the power-of-two range of the whole tensor; symmetric bounds."""
-    log = range_log2(m)
-    q, _ = direct(m, 0, log - (bits - 1), -signed(bits), signed(bits), rounding, random)
+def shift(
+    m: npt.ArrayLike,
+    exponent: int,
+    bits: int,
+    rounding: str = "half_even",
+    random: npt.ArrayLike | None = None,
+    bounds: tuple[int, int] | None = None,
+) -> Fixed:
+    """SQ: direct quantization on the grid R / 2^(bits-1), R the range of the whole tensor; ``bounds``: else symmetric."""
+    log, (least, greatest) = range_log2(m), bounds or (-signed(bits), signed(bits))
+    q, _ = direct(m, 0, log - (bits - 1), least, greatest, rounding, random)
     return q, guard(m, exponent + log) - (bits - 1)
 
 

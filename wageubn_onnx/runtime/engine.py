@@ -22,18 +22,20 @@ from wageubn_onnx.runtime.state import StateTensor, check_state, signature
 
 Array = NDArray[Any]
 DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}  # onnxruntime's names; integers keep theirs
-RESULTS = ("loss", "correct")  # the step keys that are outputs
+RESULTS = ("loss", "correct", "health_output")  # the step keys that are outputs
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one step says of its batch.
 
-    loss: the mean. correct: how many images it got right (None in float). extra: the fetched outputs by name.
+    loss: the mean. correct: how many images it got right (None in float). health: int32 [quantizers, 3], the counters of a step
+    converted with them, else None (docs/artifacts.md). extra: the fetched outputs by name.
     """
 
     loss: float
     correct: int | None
+    health: Array | None = None
     extra: dict[str, Array] = field(default_factory=dict)
 
 
@@ -75,20 +77,24 @@ class Session(ABC):
             raise WageubnError(f"threads {threads}: must be at least 1")
         self.folder = ArtifactFolder(folder)
         self._threads, self._optimize = threads, optimize
-        self._names: dict[str, str] = self.folder.section(self.step_section, *self.step_keys)
+        section = self.folder.section(self.step_section, *self.step_keys)
+        self.health: list[dict[str, Any]] = section.get("health", [])
+        """What the rows of the step's health counters stand for; empty where it has none."""
+        keys = (*self.step_keys, "health_output") if self.health else self.step_keys
+        self._names: dict[str, str] = self.folder.section(self.step_section, *keys)
         model = self.folder.model(self.step_section)
         self._step_model = open_model(model, threads, optimize)
         self._outputs = [output.name for output in self._step_model.get_outputs()]
         inputs = {node.name: node for node in self._step_model.get_inputs()}
         self._expected = self._expect(model, inputs)
-        for key in self.step_keys:
+        for key in keys:
             if self._names[key] not in (self._outputs if key in RESULTS else inputs):
                 raise WageubnError(f"{model}: lacks {self._names[key]}, {key!r} of the manifest; convert the model again")
         self.image_shape = tuple(inputs[self._names["images"]].shape)
         if len(self.image_shape) != 4 or not all(isinstance(size, int) for size in self.image_shape):
             raise WageubnError(f"{model}: images are {list(self.image_shape)}, not four fixed sizes; convert the model again")
         self.batch = int(self.image_shape[0])
-        self._said = {key: self._names[key] for key in self.step_keys if key in RESULTS}
+        self._said = {key: self._names[key] for key in keys if key in RESULTS}
         self._buffers: list[dict[str, Array]] = []
         self.load(self.folder.state_file(self.state_section))
 
@@ -131,7 +137,7 @@ class Session(ABC):
         images: uint8 [N, C, H, W] exactly as the step was converted. labels: integers [N] in 0..classes-1. lr: the
         learning rate as a number (None: `default_rate`). gradient_range: a power of two in 2..128. seed: of the
         stochastic roundings; keep it over a run, the step counter in the state varies the bits. fetch: further outputs
-        of the step (health counters, exposed gradients) for ``StepResult.extra``.
+        of the step (exposed gradients) for ``StepResult.extra``.
         Raises WageubnError for input that the step cannot take; the state then stays as it was.
         """
         feeds = self._scalars(self.default_rate if lr is None else lr, gradient_range, seed)
@@ -144,7 +150,8 @@ class Session(ABC):
         results = self._advance(feeds, [*self._said.values(), *fetch])
         correct = int(results[self._said["correct"]]) if "correct" in self._said else None
         loss = self._loss(results[self._said["loss"]])
-        return StepResult(loss, correct, {name: results[name] for name in fetch})
+        health = results[self._said["health_output"]] if "health_output" in self._said else None
+        return StepResult(loss, correct, health, {name: results[name] for name in fetch})
 
     def _advance(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         """Run the step, exchange the buffers, and return the outputs ``names``."""
@@ -165,7 +172,7 @@ class Session(ABC):
 
     @property
     def extra_outputs(self) -> list[str]:
-        """Outputs of the step beside state, loss and correct, for ``step(fetch=...)``."""
+        """Outputs of the step beside state, loss, correct and health, for ``step(fetch=...)``."""
         known = {tensor.target for tensor in self._expected.values()}
         known |= set(self._said.values())
         return [name for name in self._outputs if name not in known]

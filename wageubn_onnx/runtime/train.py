@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.data import Dataset, batches
 from wageubn_onnx.runtime.files import load_tensors
+from wageubn_onnx.runtime.health import Health, table
 from wageubn_onnx.runtime.interrupt import interruptible
 from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
 from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
@@ -73,7 +74,10 @@ class Position:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: ``finished`` or interrupted after ``steps``; test_accuracy is that of the last whole epoch."""
+    """How a run ended: ``finished`` or interrupted after ``steps``; test_accuracy is that of the last whole epoch.
+
+    health: the worst quantizers (`Health.worst`) of the last epoch that this call ended, where they were asked for.
+    """
 
     finished: bool
     epochs: int
@@ -81,6 +85,7 @@ class TrainResult:
     dropped_per_epoch: int
     test_accuracy: float | None
     checkpoint: str
+    health: list[dict[str, Any]] | None = None
 
 
 def train(
@@ -90,6 +95,7 @@ def train(
     out: str | os.PathLike[str],
     resume: bool = False,
     console: Console | None = None,
+    health: bool = False,
 ) -> TrainResult:
     """Train ``session`` on ``data`` and leave ``out/checkpoint.safetensors`` and ``out/metrics.jsonl``.
 
@@ -97,10 +103,14 @@ def train(
     the start, after every epoch, and on Ctrl-C or SIGTERM, which let the step at hand finish. ``resume`` goes on from
     it to the same bits, state and metrics, as a run without a break; it asks for the same plan and data.
     The last partial batch of an epoch is dropped; ``console`` (None: stderr) and the metrics say how many images.
+    ``health`` tells both of every epoch's saturated and all-zero tensors; it needs a step converted with health counters. Of an
+    error that was all zero, such a step always warns.
     Raises WageubnError, before anything is written, for a plan, data or folder that do not fit.
     """
     console = console or Console(stderr=True)
-    run = _Run(session, data, plan, Path(out))
+    if health and not session.health:
+        raise WageubnError(f"{session.folder.path}: its step has no health counters; convert the model with `convert --health`")
+    run = _Run(session, data, plan, Path(out), console, health)
     run.begin(resume)
     if run.dropped:
         images = f"{run.dropped} of {len(data.x_train)} training images"
@@ -115,14 +125,17 @@ def train(
             run.checkpoint()
     done = run.position.step
     epochs, accuracy = done // run.steps, run.position.test_accuracy
-    return TrainResult(done == run.total, epochs, done, run.dropped, accuracy, str(run.folder / CHECKPOINT))
+    return TrainResult(done == run.total, epochs, done, run.dropped, accuracy, str(run.folder / CHECKPOINT), run.worst)
 
 
 class _Run:
     """One run: what it works on, and its position."""
 
-    def __init__(self, session: Session, data: Dataset, plan: Plan, folder: Path) -> None:
+    def __init__(self, session: Session, data: Dataset, plan: Plan, folder: Path, console: Console, tells_health: bool) -> None:
         self.session, self.data, self.plan, self.folder = session, data, plan, folder
+        self.console, self.tells_health = console, tells_health
+        self.health = Health.none(session.health)  # of the current epoch
+        self.worst: list[dict[str, Any]] | None = None
         self.steps, self.dropped = divmod(len(data.x_train), session.batch)
         self.total = plan.epochs * self.steps
         self.position = Position()
@@ -158,6 +171,9 @@ class _Run:
         self.position = Position(**metadata["position"])
         check_metrics(self.folder / METRICS, self.position.metrics_bytes)
         self.session.load(file)
+        sums = metadata.get("health", {"saturated": []})  # none where DIR had no counters until now
+        if len(sums["saturated"]) == len(self.session.health) > 0:
+            self.health = Health.from_json(self.session.health, sums)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -167,7 +183,8 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Write state and position in one atomic file."""
-        self.session.save(self.folder / CHECKPOINT, {"run": self._identity, "position": asdict(self.position)})
+        health = {"health": self.health.to_json()} if self.session.health else {}
+        self.session.save(self.folder / CHECKPOINT, {"run": self._identity, "position": asdict(self.position), **health})
 
     @property
     def epoch(self) -> int:
@@ -185,6 +202,9 @@ class _Run:
         rate = learning_rate(plan.schedule, plan.lr, self.session.smallest_rate, before.step, self.total)
         drange = gradient_range(plan.gradient_ranges, before.step, self.total)
         result = self.session.step(self.data.x_train[rows], self.data.y_train[rows], rate, drange, plan.seed)
+
+        if result.health is not None:
+            self.health = self.health.add(result.health)
 
         done, loss_sum = before.step + 1, before.loss_sum + result.loss
         correct = None if result.correct is None else (before.correct or 0) + result.correct
@@ -204,8 +224,22 @@ class _Run:
         trained = _ratio(sums.correct, self.steps * self.session.batch)
         scores = {"loss": sums.loss_sum / self.steps, "train_accuracy": trained, "test_accuracy": tested}
         metrics.write({"kind": "epoch", **line, **scores, "dropped": self.dropped})
+        if self.session.health:
+            self._tell_health(metrics, line)
         self.position = Position(sums.step, test_accuracy=tested, metrics_bytes=metrics.size)
         self.checkpoint()
+
+    def _tell_health(self, metrics: MetricsFile, line: dict[str, Any]) -> None:
+        """Warn of lost errors; on request write the epoch's line and print the worst quantizers. Then start anew."""
+        health, lost = self.health, self.health.lost_errors()
+        self.health = Health.none(self.session.health)
+        if lost is not None:
+            self.console.print(f"warning: epoch {line['epoch']}: {lost}", soft_wrap=True, markup=False, highlight=False)
+        if self.tells_health:
+            metrics.write({"kind": "health", **line, "steps": health.steps, "quantizers": health.rows()})
+            self.worst = health.worst()
+            title = f"epoch {line['epoch']}: the worst of {len(health.entries)} quantizers"
+            self.console.print(table(self.worst, title) if self.worst else f"epoch {line['epoch']}: no quantizer saturated")
 
 
 def _ratio(correct: int | None, count: int) -> float | None:
