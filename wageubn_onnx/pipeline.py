@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     """
     config = config or Config()
     source = FORWARD(model, config)
+    config = replace(config, profile=config.profile.on(*_outermost(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
 
     step = FP_TRAINING(source, config)
@@ -118,6 +119,12 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     if out is not None:
         artifacts.save(out)
     return artifacts
+
+
+def _outermost(source: Model) -> tuple[str, str]:
+    """The first and the last layer with weights: a profile may name them so."""
+    layers = [source.tag(node.outputs[0]).layer for node in source.graph.nodes if node.op in ("Conv", "Gemm")]
+    return (layers[0], layers[-1]) if layers else ("", "")
 
 
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:

@@ -22,7 +22,6 @@ else:
 
 HERE = pathlib.Path(__file__).parent
 NAMES = sorted(p.stem for p in HERE.glob("*.toml"))
-UNBOUNDED = 2**62
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class Format:
     """How one data path is quantized.
 
     bits: of a mantissa, with its sign. fraction: fractional bits of a fixed grid; None where the grid comes from the tensor's
-    range. function: direct, shift, flag, align, constant, or float (left as it is). rounding: half_even, half_up, stochastic.
-    least, greatest: the mantissas at which it saturates. delayed: the exponent is the one that the step before left in the
-    state. per_channel: an exponent a channel.
+    range. function: direct, shift, flag, align or constant. rounding: half_even, half_up, stochastic.
+    least, greatest: the mantissas at which it saturates.
     """
 
     bits: int
@@ -41,18 +39,11 @@ class Format:
     rounding: str = "half_even"
     least: int = 0  # 0: symmetric
     greatest: int = 0  # 0: 2^(bits-1) - 1
-    bounded: bool = True
-    delayed: bool = False
-    per_channel: bool = False
 
     def __post_init__(self) -> None:
         greatest = self.greatest or 2 ** (self.bits - 1) - 1
-        object.__setattr__(self, "greatest", greatest if self.bounded else UNBOUNDED)
-        object.__setattr__(self, "least", (self.least or -greatest) if self.bounded else -UNBOUNDED)
-
-    @property
-    def is_float(self) -> bool:
-        return self.function == "float"
+        object.__setattr__(self, "greatest", greatest)
+        object.__setattr__(self, "least", self.least or -greatest)
 
     @property
     def exponent(self) -> int:
@@ -100,7 +91,7 @@ PATHS: dict[str, Path] = {
 }
 ROUNDINGS = ("half_even", "half_up", "stochastic")
 RANDOM = ("E1", "E2", "G.W", "G.gamma", "G.beta", "G.bias")  # the paths that may round stochastically
-DELAYED = ("C", "E1", "E2", "E.sum", "BN.A")
+WHOLE = ("I", "M.coefficient", "lr", "U", "loss")  # one for all layers
 KEYS = {f.name: f.type for f in fields(Format)}
 
 
@@ -109,9 +100,7 @@ class Profile:
     """Formats by data path, exceptions by layer, and the few numbers that are no format.
 
     exceptions: pairs of a layer's name (or a pattern with * and ?; ``first`` and ``last`` for the outermost layers with weights)
-    and formats by path; a later one wins. momentum: m of the integer step. constant_bits: of constant factors, 0 to leave them.
-    epsilon: added to sigma after its quantizer; 0 for the model's own, inside the root. exact_backward: BN's backward reads
-    x-hat before its quantizer.
+    and formats by path; a later one wins. momentum: m of the integer step. constant_bits: of constant factors.
     """
 
     name: str
@@ -120,9 +109,6 @@ class Profile:
     exceptions: tuple[tuple[str, dict[str, Format]], ...] = ()
     momentum: float = 0.75
     constant_bits: int = 12
-    rescale: bool = True
-    epsilon: float = 0.0
-    exact_backward: bool = False
     edges: tuple[str, str] = ("", "")  # the first and the last layer with weights
     text: dict[str, Any] = field(default_factory=dict, compare=False)  # as read, for the manifest
 
@@ -139,30 +125,9 @@ class Profile:
         """The profile for a network whose outermost layers with weights have these names."""
         return replace(self, edges=(first, last))
 
-    def with_float(self, *paths: str) -> Profile:
-        """The same with paths left in float; BN, G, M and U stand for all of theirs. Only quant_training can then be made."""
-        unknown = [p for p in paths if not any(_belongs(path, p) for path in PATHS)]
-        if unknown:
-            raise WageubnError(f"profile {self.name}: no data path {unknown[0]!r}; the paths are {', '.join(PATHS)}")
-        formats = {
-            path: replace(f, function="float") if any(_belongs(path, p) for p in paths) else f for path, f in self.formats.items()
-        }
-        return replace(self, name="-".join((self.name, *paths)), formats=formats)
-
-    @property
-    def has_integers(self) -> bool:
-        """Whether there is an integer form: nothing left in float, nothing unbounded, BN as integers compute it."""
-        formats = [*self.formats.values(), *(f for _, table in self.exceptions for f in table.values())]
-        plain = not self.exact_backward and not self.epsilon and self.constant_bits > 0
-        return plain and not any(f.is_float or not f.bounded for f in formats)
-
-
-def _belongs(path: str, group: str) -> bool:
-    return path == group or path.startswith(group + ".") or (group == "BN" and path in ("gamma", "beta"))
-
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name, or of the TOML file at that path; NAME-PATH-... leaves data paths of it in float.
+    """The profile of that name, or of the TOML file at that path.
 
     Raises WageubnError, naming profile, path and reason, for one that contradicts itself.
     """
@@ -170,9 +135,6 @@ def load_profile(name: str) -> Profile:
         return _load(HERE / f"{name}.toml")
     if name.endswith(".toml"):
         return _load(pathlib.Path(name))
-    base, *paths = name.split("-")
-    if base in NAMES and paths:
-        return _load(HERE / f"{base}.toml").with_float(*paths)
     raise WageubnError(f"profile {name!r}: no such profile; use {', '.join(NAMES)}, or the path of a .toml file")
 
 
@@ -191,6 +153,7 @@ def _load(file: pathlib.Path) -> Profile:
         _require(isinstance(tables, dict), name, f"layers.{pattern} must be a table of data paths")
         found = {}
         for path, values in _flat(tables).items():
+            _require(path not in WHOLE, name, f"{path} is one for all layers; set it outside layers")
             merged = _flat(text).get(path, {}) | values
             found[path] = _format(f"{name}, layer {pattern}", path, merged)
         exceptions.append((pattern, found))
@@ -250,8 +213,6 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
         _require(fits, where, f"{path}.{key} is {value!r}; it must be of type {kind.__name__}")
     _require("bits" in values, where, f"{path} has no bits")
     made, rule = Format(**values), PATHS[path]
-    if made.is_float:
-        return made
     _require(made.rounding in ROUNDINGS, where, f"{path} has the rounding {made.rounding!r}; it must be {', '.join(ROUNDINGS)}")
     _require(
         made.function in rule.functions, where, f"{path} has the function {made.function!r}, not {' or '.join(rule.functions)}"
@@ -267,20 +228,11 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
         _require(made.bits == 8, where, f'{path}: a flag pair has 8 bits, not {made.bits}; use function = "shift"')
     if made.function == "constant":
         _require(made.bits == 8, where, f"{path}: constant quantization has 8 bits, not {made.bits}")
-    _require(not made.delayed or path in DELAYED, where, f"{path} has no run-time exponent that could be delayed")
-    _require(not (made.delayed and made.function == "flag"), where, f"{path}: a flag pair's exponent cannot be delayed")
-    _require(not (made.delayed and made.rounding == "stochastic"), where, f"{path}: delayed and stochastic exclude each other")
+    full = 2 ** (made.bits - 1)
     _require(
-        made.per_channel == (path == "C" and made.delayed),
-        where,
-        f"{path}: per_channel belongs to a delayed C, and there it must be",
-    )
-    if made.bounded:
-        full = 2 ** (made.bits - 1)
-        _require(
-            -full <= made.least <= 0 < made.greatest <= full, where,
-            f"{path} saturates at {made.least}..{made.greatest}, which {made.bits} bits do not hold",
-        )  # fmt: skip
+        -full <= made.least <= 0 < made.greatest <= full, where,
+        f"{path} saturates at {made.least}..{made.greatest}, which {made.bits} bits do not hold",
+    )  # fmt: skip
     return made
 
 
@@ -291,12 +243,10 @@ def _check(profile: Profile) -> None:
     rounded = round(profile.momentum * 2 ** (m.fraction or 0))
     _require(profile.momentum >= 0, name, f"momentum {profile.momentum} is negative")
     _require(
-        m.is_float or rounded < 2 ** (m.fraction or 0),
+        rounded < 2 ** (m.fraction or 0),
         name,
         f"momentum {profile.momentum} rounds to 1 on {m.fraction} fractional bits",
     )
-    if not profile.has_integers:
-        return
     for kind in ("W", "gamma", "beta", "bias"):
         g, a = f(f"G.{kind}"), f(f"M.{kind}")
         most = g.greatest * 2.0**g.exponent / (1 - rounded / 2 ** (m.fraction or 0))

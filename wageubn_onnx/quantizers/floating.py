@@ -252,56 +252,6 @@ def _constant(rounding: str) -> onnx.FunctionProto:
 CONSTANT = _variants(_constant)
 
 
-@functools.cache
-def _power() -> onnx.FunctionProto:
-    return function(
-        "PowerOfTwo", (), "(exponent) => (step)",
-        f"""
-        powers = Constant <value_floats: floats = [{", ".join(repr(2.0**e) for e in range(-126, 127))}]> ()
-        offset = Constant <value: tensor = int32 {{126}}> ()
-        index = Add (exponent, offset)
-        step = Gather (powers, index)
-        """,
-    )  # fmt: skip
-
-
-def _follow(name: str, axes: str) -> onnx.FunctionProto:
-    """The exponent that the next step holds, from this step's quantized y."""
-    reduced = "<keepdims: int = 1> (size, axes)" if axes else "<keepdims: int = 0> (size)"
-    return function(
-        name, ("fraction",), "(y, step, held) => (next)",
-        _bounds("y") + f"""
-        {axes}
-        m = Div (y, step)
-        size = Abs (m)
-        top = ReduceMax {reduced}
-        t = Constant <value_float: float = 2.0> ()
-        two = CastLike (t, y)
-        half0 = Div (greatest, two)
-        half = Floor (half0)
-        saturated = GreaterOrEqual (top, greatest)
-        small = LessOrEqual (top, half)
-        two32 = Constant <value: tensor = int32 {{2}}> ()
-        up1 = Cast <to: int = 6> (saturated)
-        up = Mul (up1, two32)
-        down = Cast <to: int = 6> (small)
-        raised = Add (held, up)
-        moved = Sub (raised, down)
-        fraction64 = Constant <value_int: int = @fraction> ()
-        fraction = Cast <to: int = 6> (fraction64)
-        lowest = Constant <value: tensor = int32 {{{tables.RANGE_LEAST}}}> ()
-        highest = Constant <value: tensor = int32 {{{tables.RANGE_GREATEST}}}> ()
-        low = Sub (lowest, fraction)
-        high = Sub (highest, fraction)
-        above = Max (moved, low)
-        next = Min (above, high)
-        """,
-    )  # fmt: skip
-
-
-FOLLOW = _follow("FollowExponent", "")
-FOLLOW_CHANNELS = _follow("FollowExponents", "axes = Constant <value_ints: ints = [0, 2, 3]> ()")
-
 EXPONENTIAL = function(
     "ExponentialTable", (), "(t) => (y)",
     f"""
@@ -474,21 +424,6 @@ def constant(g: Model, x: Tensor, dr: Tensor, role: str, f: Format, random: Tens
 
 def _with(random: Tensor | None, *operands: Tensor) -> list[Tensor]:
     return [*operands, *([] if random is None else [random])]
-
-
-def power(g: Model, exponent: Tensor) -> Tensor:
-    """2^exponent for an int32 exponent within -126..126: the step that a state holds."""
-    return g.call(_power(), [exponent], [TensorType(np.dtype(np.float32), exponent.shape)], "step", "", {})[0]
-
-
-def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format) -> Tensor:
-    """The exponent for the next step, from a tensor that was quantized with the ``held`` one; all of it, or one a channel.
-
-    Where a mantissa saturated: held + 2. Where none reaches half of the greatest: held - 1. Else the same. R stays in its guard.
-    """
-    function = FOLLOW_CHANNELS if held.shape else FOLLOW
-    attrs = {"lo": float(f.least), "hi": float(f.greatest), "bits": f.bits, "fraction": f.bits - 1}
-    return g.call(function, [y, step, held], [TensorType(np.dtype(np.int32), held.shape)], "next_exponent", "", attrs)[0]
 
 
 def random_bits(g: Model, seed: Tensor, number: Tensor, key: str, shape: list[int]) -> Tensor:

@@ -256,30 +256,6 @@ def _direct_wide(rounding: str) -> onnx.FunctionProto:
 DIRECT_WIDE = _variants(_direct_wide)
 
 
-def _grid(rounding: str) -> onnx.FunctionProto:
-    """To a grid found at run time: m int32, |m| < 2^28, any shift, bounds within +-2^15; saturates before it shifts left."""
-    return function(
-        f"GridQuantize{SUFFIX[rounding]}", ("to", "least", "greatest"), f"(m, shift{_random(rounding)}) => (q)",
-        _list("powers", "int32", tables.POWERS) + _int32("zero", 0) + _int32("farthest", -20) + _int32("most", 2**SHIFT_LIMIT - 1)
-        + BOUNDS + f"""
-        near = Max (shift, farthest)
-        left0 = Sub (zero, near)
-        left = Max (left0, zero)
-        factor = Gather (powers, left)
-        room = Div (most, factor)
-        depth = Sub (zero, room)
-        m0 = Max (m, depth)
-        m1 = Min (m0, room)
-        r = wageubn.RoundShift{SUFFIX[rounding]} (m1, near{_random(rounding)})
-        bounded = Clip (r, least, greatest)
-        q = Cast <to: int = @to> (bounded)
-        """,
-    )  # fmt: skip
-
-
-GRID = _variants(_grid)
-
-
 def _direct_ratio(rounding: str) -> onnx.FunctionProto:
     """m, divisor int32, divisor >= 1: round(m / divisor); (4 * greatest + 5) * divisor < 2^31."""
     numerator = {
@@ -619,41 +595,6 @@ def _constant(rounding: str) -> onnx.FunctionProto:
 
 CONSTANT = _variants(_constant)
 
-
-def _follow(axes: str) -> str:
-    """The greatest |q|, of all or over the axes, and from it the exponent of the next step: see `floating.follow`."""
-    reduced = "<keepdims: int = 1> (q, axes)" if axes else "<keepdims: int = 0> (q)"
-    return (
-        BOUNDS + FRACTION + _int32("zero", 0) + _int32("two", 2) + _int32("lowest", tables.RANGE_LEAST)
-        + _int32("highest", tables.RANGE_GREATEST) + f"""
-        {axes}
-        most8 = ReduceMax {reduced}
-        fewest8 = ReduceMin {reduced}
-        most = Cast <to: int = 6> (most8)
-        fewest = Cast <to: int = 6> (fewest8)
-        depth = Sub (zero, fewest)
-        top = Max (most, depth)
-        half = Div (greatest, two)
-        saturated = GreaterOrEqual (top, greatest)
-        small = GreaterOrEqual (half, top)
-        up1 = Cast <to: int = 6> (saturated)
-        up = Mul (up1, two)
-        down = Cast <to: int = 6> (small)
-        raised = Add (held, up)
-        moved = Sub (raised, down)
-        low = Sub (lowest, fraction)
-        high = Sub (highest, fraction)
-        above = Max (moved, low)
-        next = Min (above, high)
-        """
-    )  # fmt: skip
-
-
-FOLLOW = function("FollowExponent", ("least", "greatest", "fraction"), "(q, held) => (next)", _follow(""))
-FOLLOW_CHANNELS = function(
-    "FollowExponents", ("least", "greatest", "fraction"), "(q, held) => (next)",
-    _follow("axes = Constant <value_ints: ints = [0, 2, 3]> ()"),
-)  # fmt: skip
 
 EXPONENTIAL = function(
     "ExponentialTable", (), "(t) => (y)",

@@ -189,16 +189,6 @@ def limbs(m: npt.ArrayLike) -> tuple[Integers, Integers]:
     return m >> 8, m & 255
 
 
-def follow(q: npt.ArrayLike, held: int, bits: int) -> int:
-    """The exponent of a delayed quantizer's next step, from the mantissas that ``held`` gave; symmetric bounds.
-
-    2 more where a mantissa saturated, 1 less where none passes half of the greatest; R stays in its guard.
-    """
-    top = int(np.max(abs(exact(q))))
-    moved = held + (2 if top >= signed(bits) else -1 if top <= signed(bits) // 2 else 0)
-    return min(max(moved, RANGE_LEAST - (bits - 1)), RANGE_GREATEST - (bits - 1))
-
-
 def flag(m: npt.ArrayLike, exponent: int, rounding: str = "half_even") -> tuple[Integers, Integers, int]:
     """Flag quantization: (high, low, exponent) with value = (2^7*high + low) * 2^exponent, one of the parts 0.
 
