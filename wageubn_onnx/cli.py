@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from wageubn_onnx.errors import WageubnError
 
 if TYPE_CHECKING:
     from wageubn_onnx.runtime.bench import BenchResult
+    from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
 
 INTERRUPTED = 130  # what shells report of Ctrl-C
@@ -349,6 +350,68 @@ def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool 
         _print_json(result.to_json())
     else:
         _print_bench(result)
+
+
+@bench.command("accuracy", epilog=_example("wageubn-onnx bench accuracy fashion --data fashion.npz --jobs 2"))
+@click.argument("name", metavar="[EXPERIMENT]", required=False)
+@click.option("--data", "data_path", type=PATH, metavar="DATA", help="What the experiment trains on, as for `train`.")
+@click.option("--model", type=PATH, metavar="FILE", help="The trained network, for an experiment that makes none.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at once, a thread each.")
+@click.option("--only", metavar="ARM", help="Do the runs of one arm.")
+@click.option("--phase", type=click.Choice(["tune", "final"]), help="Do one phase [default: tune, then final].")
+@click.option("--list", "listing", is_flag=True, help="Show what is done and what is left.")
+@click.option("--report", is_flag=True, help="Write tables and plots of all results beside them.")
+@click.option("--results", default="docs/accuracy", show_default=True, type=PATH, help="Folder of the results.")
+@click.option("--scratch", default="build/accuracy", show_default=True, type=PATH, help="Folder of runs under way.")
+def bench_accuracy(
+    name: str | None,
+    data_path: Path | None,
+    model: Path | None,
+    jobs: int,
+    only: str | None,
+    phase: str | None,
+    listing: bool,
+    report: bool,
+    results: Path,
+    scratch: Path,
+) -> None:
+    """Do the runs of EXPERIMENT that have no result yet: tune every arm's rate, then train each seed at the best.
+
+    Stop it at any time; the same command goes on. --report rewrites the generated part of RESULTS.md.
+    """
+    from wageubn_onnx.runtime.accuracy import PHASES, Place, choose_arms, run_experiment
+    from wageubn_onnx.runtime.accuracy_report import write_report
+    from wageubn_onnx.runtime.experiments import EXPERIMENTS, find_experiment
+
+    chosen = list(EXPERIMENTS.values()) if name is None else [find_experiment(name)]
+    if listing:
+        _list_runs(chosen, results, only)
+    elif name is not None:
+        if data_path is None:
+            raise click.UsageError(f"experiment {name} needs --data DATA", click.get_current_context())
+        place = Place(data_path, model, results, scratch)
+        run_experiment(chosen[0], place, choose_arms(chosen[0], only), [phase] if phase else PHASES, jobs, Console(stderr=True))
+    elif not report:
+        raise click.UsageError(f"give an EXPERIMENT ({', '.join(EXPERIMENTS)}), --list or --report", click.get_current_context())
+    if report:
+        page = results.with_suffix(".md")
+        write_report(page, results)
+        click.echo(f"{page} and its plots are up to date")
+
+
+def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | None) -> None:
+    from wageubn_onnx.runtime.accuracy import best_run, choose_arms, final_runs, read_records, tuning_runs
+
+    rows = []
+    for experiment in experiments:
+        records = read_records(experiment, results)
+        done = {record["key"] for record in records}
+        for arm in choose_arms(experiment, only):
+            best, tuning = best_run(experiment, arm, records), tuning_runs(experiment, arm)
+            tuned, trained = (sum(r.key in done for r in runs) for runs in (tuning, final_runs(experiment, arm, records)))
+            rate = f"{best.rate:.4g}, {best.schedule}" if best else ""
+            rows.append([experiment.name, arm.name, f"{tuned} of {len(tuning)}", rate, f"{trained} of {len(experiment.seeds)}"])
+    _print_table(str(results), ["experiment", "arm", "tuning", "rate", "seeds"], rows)
 
 
 def _print_bench(result: BenchResult) -> None:
