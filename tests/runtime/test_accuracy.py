@@ -30,7 +30,7 @@ TOY = Experiment(
     batch=8,
     seeds=(0, 1),
     tuning=Tuning(16, 8, 1),
-    arms=(Arm("full8", (0.05, 0.1)), Arm("fp32", (0.01,), ("constant", "cosine"))),
+    arms=(Arm("full8", (0.05, 0.1)), Arm("quant:full8", (0.1,)), Arm("fp32", (0.01,), ("constant", "cosine"))),
     transform="inverted",
 )
 
@@ -107,7 +107,7 @@ def test_parts_are_fixed_and_tuning_sees_no_test_image():
 
 def test_every_run_leaves_one_file_with_all_that_repeats_it(done):
     records = accuracy.read_records(TOY, done.results)
-    assert len(records) == 2 + 2 + 2 * 2
+    assert len(records) == 2 + 1 + 2 + 3 * 2
     finals = [record for record in records if record["phase"] == "final"]
     for record in finals:
         assert record["images_seen"] == 2 * 24
@@ -115,7 +115,7 @@ def test_every_run_leaves_one_file_with_all_that_repeats_it(done):
         assert record["curve"][-1]["test_accuracy"] == record["test_accuracy"]
         assert str(done.data.parent) not in json.dumps(record)  # names, not this machine's paths
     sources = {(record["seed"], record["source_sha256"]) for record in finals}
-    assert len(sources) == 2  # a network a seed, the same for both arms
+    assert len(sources) == 2  # a network a seed, the same for all arms
     assert len({record["data_sha256"] for record in finals}) == 1
     assert not list((done.scratch / "toy").iterdir())
 
@@ -124,7 +124,7 @@ def test_nothing_is_done_twice(done):
     records = accuracy.read_records(TOY, done.results)
     assert not accuracy.pending(TOY, TOY.arms, "tune", records) and not accuracy.pending(TOY, TOY.arms, "final", records)
     missing = [record for record in records if record["phase"] != "final" or record["seed"] != 1]
-    assert [run.seed for run in accuracy.pending(TOY, TOY.arms, "final", missing)] == [1, 1]
+    assert [run.seed for run in accuracy.pending(TOY, TOY.arms, "final", missing)] == [1, 1, 1]
 
 
 def test_the_best_rate_goes_on():

@@ -31,9 +31,9 @@ from rich.console import Console
 from wageubn_onnx.config import PROFILES, Config, Profile
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.data import Dataset, load_data
-from wageubn_onnx.runtime.experiments import Arm, Experiment
+from wageubn_onnx.runtime.experiments import PATHS, Arm, Experiment
 from wageubn_onnx.runtime.files import write_text
-from wageubn_onnx.runtime.session import FloatSession, Session, TrainingSession
+from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
 from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, fingerprint, train
 from wageubn_onnx.runtime.transforms import training_part, transformed, tuning_part
 
@@ -307,7 +307,10 @@ def _arm(name: str) -> tuple[type[Session], Profile]:
     if name == "fp32":
         return FloatSession, Config().profile
     if name.startswith(QUANTIZED):
-        raise WageubnError(f"arm {name}: this version does not train quant_training.onnx")
+        stem, _, path = name.removeprefix(QUANTIZED).rpartition("-")
+        if path in PATHS:
+            return QuantizedSession, _with_float(_load_profile(stem), path)
+        return QuantizedSession, _load_profile(name.removeprefix(QUANTIZED))
     return TrainingSession, _load_profile(name)
 
 
@@ -319,6 +322,13 @@ def _load_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise WageubnError(f"profile {name}: unknown; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def _with_float(profile: Profile, path: str) -> Profile:
+    # REMOVE once Profile has with_float: call it
+    if not hasattr(profile, "with_float"):
+        raise WageubnError(f"profile {profile.name}: this version cannot leave the path {path} in float")
+    return profile.with_float(path)  # type: ignore[no-any-return]
 
 
 def _build(experiment: Experiment, seed: int, data: Dataset, file: Path) -> Path:
