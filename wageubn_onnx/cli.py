@@ -330,7 +330,7 @@ def passes(as_json: bool) -> None:
 
 @cli.group()
 def bench() -> None:
-    """Measure what a conversion costs."""
+    """Measure what a conversion costs: time, accuracy, exactness."""
 
 
 @bench.command("step", epilog=_example("wageubn-onnx bench step r20 --threads 1"))
@@ -412,6 +412,63 @@ def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | Non
             rate = f"{best.rate:.4g}, {best.schedule}" if best else ""
             rows.append([experiment.name, arm.name, f"{tuned} of {len(tuning)}", rate, f"{trained} of {len(experiment.seeds)}"])
     _print_table(str(results), ["experiment", "arm", "tuning", "rate", "seeds"], rows)
+
+
+plot_option = click.option("--plot", type=PATH, metavar="FILE", help="Draw it too, to a name in .svg or .png.")
+
+
+@bench.command("gradients", epilog=_example("wageubn-onnx bench gradients r20 --data cifar10.npz --batches 4"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--batches", default=4, show_default=True, type=click.IntRange(min=1), help="How many training batches.")
+@threads_option
+@plot_option
+@json_option
+def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
+    """Compare the gradients of DIR's integer step with its FP32 step's, parameter by parameter.
+
+    DIR must be converted with --expose-gradients. Both start from their initial states on every batch.
+    """
+    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.fidelity import gradient_fidelity, plot_gradients
+
+    with _working("comparing gradients"):
+        found = gradient_fidelity(folder, load_data(data_path), batches, threads)
+        if plot:
+            plot_gradients(found, plot)
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        rows = [[entry.key, entry.kind, _number(entry.cosine, ".4f"), _number(entry.ratio, ".3f")] for entry in found]
+        _print_table(f"integer against FP32 gradients, {batches} batches", ["parameter", "kind", "cosine", "norm ratio"], rows)
+
+
+@bench.command("forward", epilog=_example("wageubn-onnx bench forward r20 --data cifar10.npz"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--images", default=256, show_default=True, type=click.IntRange(min=1), help="How many test images.")
+@threads_option
+@plot_option
+@json_option
+def bench_forward(folder: Path, data_path: Path, images: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
+    """Compare every layer's output in DIR's integer inference with FP32's; the worst first."""
+    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.fidelity import forward_fidelity, plot_forward
+
+    with _working("comparing layers"):
+        found = forward_fidelity(folder, load_data(data_path), images, threads)
+        if plot:
+            plot_forward(found, plot)
+    found.sort(key=lambda entry: float("inf") if entry.decibels is None else entry.decibels)
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        rows = [[entry.layer, entry.role, _number(entry.decibels, ".1f")] for entry in found]
+        _print_table("signal to quantization noise", ["layer", "role", "dB"], rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _print_bench(result: BenchResult) -> None:

@@ -92,9 +92,13 @@ class FloatSession(Session):
         mean, std = (np.array(entry[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
         return np.float32(entry["scale"]), mean, std
 
-    def _pixels(self, images: Array) -> Array:
+    def normalised(self, images: Array) -> Array:
+        """Return uint8 ``images`` [n, C, H, W] as the float models take them: (pixel * scale - mean) / std, float32."""
         scale, mean, std = self._normalisation
-        return np.asarray((images.astype(np.float32) * scale - mean) / std)  # [n, C, H, W] float32
+        return np.asarray((images.astype(np.float32) * scale - mean) / std)
+
+    def _pixels(self, images: Array) -> Array:
+        return self.normalised(images)
 
     def _loss(self, raw: Array) -> float:
         return float(raw)

@@ -15,7 +15,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.data import Dataset
 
 Images = NDArray[np.uint8]  # [n, C, H, W]
-NOISE = 40  # of `noisy`: uniform integers in -40..40
+NOISE = 12  # of `noisy`: uniform integers in -12..12
 
 
 def same(images: Images, seed: int) -> Images:
@@ -29,7 +29,7 @@ def inverted(images: Images, seed: int) -> Images:
 
 
 def noisy(images: Images, seed: int) -> Images:
-    """Return half the contrast about 128, with noise: clip(64 + floor(pixel/2) + uniform(-40..40), 0, 255)."""
+    """Return half the contrast about 128, with noise: clip(64 + floor(pixel/2) + uniform(-12..12), 0, 255)."""
     generator = np.random.Generator(np.random.PCG64(seed))
     noise = generator.integers(-NOISE, NOISE, images.shape, np.int16, endpoint=True)
     shifted: Images = np.clip(64 + images // 2 + noise, 0, 255).astype(np.uint8)
