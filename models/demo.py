@@ -136,7 +136,7 @@ def show_next(console: Console, out: Path, epochs: int) -> None:
     """Print where everything is, and commands to go on with."""
     folder, data, program = out / "digits", out / "turned.npz", command()
     say(console, f"Everything is in {out}")
-    console.print("  digits/                  the conversion: five stages, two states, a manifest")
+    console.print("  digits/                  the conversion: the stages, their states, a manifest")
     console.print("  integer_run/, fp32_run/  checkpoints and metrics of the two trainings")
     console.print("  digits.npz, turned.npz   the images")
     say(console, "To try next")

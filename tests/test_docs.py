@@ -11,9 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from wageubn_onnx.cli import cli
+from wageubn_onnx.runtime.accuracy import final_runs, read_records
+from wageubn_onnx.runtime.accuracy_report import updated
 from wageubn_onnx.runtime.data import save_data
+from wageubn_onnx.runtime.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "accuracy"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -27,6 +31,31 @@ def load(path: Path):
 def test_generated_page_is_fresh():
     generate = load(ROOT / "docs" / "generate.py")
     assert (ROOT / "docs" / "passes.md").read_text() == generate.page(), "run python docs/generate.py"
+
+
+def test_accuracy_page_says_what_the_results_say():
+    page = ROOT / "docs" / "accuracy.md"
+    assert page.read_text() == updated(page, RESULTS), "run wageubn-onnx bench accuracy --report"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_accuracy_results_are_consistent(experiment):
+    records = read_records(experiment, RESULTS)
+    files = {file.stem for file in (RESULTS / experiment.name).glob("*.json")}
+    assert files == {record["key"] for record in records}
+    tuned = {run.key for arm in experiment.arms for run in final_runs(experiment, arm, records)}
+    for record in records:
+        epochs, batch, images = record["epochs"], record["batch"], record["train_images"]
+        assert record["images_seen"] == epochs * (images // batch * batch)
+        assert [line["epoch"] for line in record["curve"]] == list(range(1, epochs + 1))
+        assert record["test_accuracy"] == record["curve"][-1]["test_accuracy"]
+        assert (record["test_accuracy"] * record["test_images"]) % 1 == pytest.approx(0, abs=1e-6)
+        assert record["images"] in (None, images)
+        assert record["phase"] == "tune" or record["key"] in tuned
+    for phase in ("tune", "final"):  # arms differ in nothing but how they train
+        part = [record for record in records if record["phase"] == phase]
+        assert len({record["data_sha256"] for record in part}) <= 1
+        assert len({(r["seed"], r["source_sha256"]) for r in part}) == len({r["seed"] for r in part})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

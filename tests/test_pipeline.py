@@ -28,7 +28,8 @@ from wageubn_onnx.passbase import Pass
 from wageubn_onnx.pipeline import STAGES, convert
 from wageubn_onnx.quantizers.symbols import SYMBOLS
 
-FILES = {f"{stage.name}.onnx" for stage in STAGES} | {"state.safetensors", "fp_state.safetensors", "manifest.json"}
+STATES = ("state.safetensors", "quant_state.safetensors", "fp_state.safetensors")
+FILES = {f"{stage.name}.onnx" for stage in STAGES} | {"manifest.json", *STATES}
 CONFIG = Config(batch=BATCH, mean=MEAN, std=STD)
 Entry = dict[str, Any]
 
@@ -52,7 +53,7 @@ def pass_modules() -> list[str]:
 def test_names_are_unique_and_every_pass_says_what_it_does() -> None:
     passes = all_passes()
     assert len({p.name for p in passes}) == len(passes) > 15
-    assert len({s.name for s in STAGES}) == len(STAGES) == 5
+    assert len({s.name for s in STAGES}) == len(STAGES) == 6
     for step in (*passes, *STAGES):
         assert step.summary and "\n" not in step.summary
         assert step.name == step.name.lower().strip()
@@ -205,7 +206,8 @@ def test_the_summary_counts_what_is_there(tiny_artifacts: Artifacts) -> None:
 
 
 def test_the_state_files_hold_the_initial_state(tiny_artifacts: Artifacts, tiny_folder: Path) -> None:
-    for name, expected in (("state", tiny_artifacts.state), ("fp_state", tiny_artifacts.fp_state)):
+    for name in ("state", "quant_state", "fp_state"):
+        expected = getattr(tiny_artifacts, name)
         found = load_file(tiny_folder / f"{name}.safetensors")
         assert set(found) == set(expected)
         for key, value in expected.items():

@@ -1,4 +1,4 @@
-"""The artifact folder: five stages, two initial states, one manifest."""
+"""The artifact folder: its stages, their initial states, one manifest."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What `convert` makes. files: stage -> model; fp_state and state: key -> initial value; manifest: see docs/artifacts.md."""
+    """What `convert` makes. files: stage -> model; the states: key -> initial value; manifest: see docs/artifacts.md."""
 
     files: dict[str, onnx.ModelProto]
     fp_state: dict[str, np.ndarray[Any, Any]]
+    quant_state: dict[str, np.ndarray[Any, Any]]
     state: dict[str, np.ndarray[Any, Any]]
     manifest: dict[str, Any]
 
@@ -64,6 +65,7 @@ class Artifacts:
         for stage, model in self.files.items():
             (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
         save_tensors(folder / "state.safetensors", self.state)
+        save_tensors(folder / "quant_state.safetensors", self.quant_state)
         save_tensors(folder / "fp_state.safetensors", self.fp_state)
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from wageubn_onnx.profiles import NAMES, load_profile
 
 if TYPE_CHECKING:
     from wageubn_onnx.runtime.bench import BenchResult
+    from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
 
 INTERRUPTED = 130  # what shells report of Ctrl-C
@@ -339,7 +340,7 @@ def passes(as_json: bool) -> None:
 
 @cli.group()
 def bench() -> None:
-    """Measure what a conversion costs."""
+    """Measure what a conversion costs: time, accuracy, exactness."""
 
 
 @bench.command("step", epilog=_example("wageubn-onnx bench step r20 --threads 1"))
@@ -359,6 +360,125 @@ def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool 
         _print_json(result.to_json())
     else:
         _print_bench(result)
+
+
+@bench.command("accuracy", epilog=_example("wageubn-onnx bench accuracy fashion --data fashion.npz --jobs 2"))
+@click.argument("name", metavar="[EXPERIMENT]", required=False)
+@click.option("--data", "data_path", type=PATH, metavar="DATA", help="What the experiment trains on, as for `train`.")
+@click.option("--model", type=PATH, metavar="FILE", help="The trained network, for an experiment that makes none.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at once, a thread each.")
+@click.option("--only", metavar="ARM", help="Do the runs of one arm.")
+@click.option("--phase", type=click.Choice(["tune", "final"]), help="Do one phase [default: tune, then final].")
+@click.option("--list", "listing", is_flag=True, help="Show what is done and what is left.")
+@click.option("--report", is_flag=True, help="Write tables and plots of all results beside them.")
+@click.option("--results", default="docs/accuracy", show_default=True, type=PATH, help="Folder of the results.")
+@click.option("--scratch", default="build/accuracy", show_default=True, type=PATH, help="Folder of runs under way.")
+def bench_accuracy(
+    name: str | None,
+    data_path: Path | None,
+    model: Path | None,
+    jobs: int,
+    only: str | None,
+    phase: str | None,
+    listing: bool,
+    report: bool,
+    results: Path,
+    scratch: Path,
+) -> None:
+    """Do the runs of EXPERIMENT that have no result yet: tune every arm's rate, then train each seed at the best.
+
+    Stop it at any time; the same command goes on. --report rewrites the generated part of RESULTS.md.
+    """
+    from wageubn_onnx.runtime.accuracy import PHASES, Place, choose_arms, run_experiment
+    from wageubn_onnx.runtime.accuracy_report import write_report
+    from wageubn_onnx.runtime.experiments import EXPERIMENTS, find_experiment
+
+    chosen = list(EXPERIMENTS.values()) if name is None else [find_experiment(name)]
+    if listing:
+        _list_runs(chosen, results, only)
+    elif name is not None:
+        if data_path is None:
+            raise click.UsageError(f"experiment {name} needs --data DATA", click.get_current_context())
+        place = Place(data_path, model, results, scratch)
+        run_experiment(chosen[0], place, choose_arms(chosen[0], only), [phase] if phase else PHASES, jobs, Console(stderr=True))
+    elif not report:
+        raise click.UsageError(f"give an EXPERIMENT ({', '.join(EXPERIMENTS)}), --list or --report", click.get_current_context())
+    if report:
+        page = results.with_suffix(".md")
+        write_report(page, results)
+        click.echo(f"{page} and its plots are up to date")
+
+
+def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | None) -> None:
+    from wageubn_onnx.runtime.accuracy import best_run, choose_arms, final_runs, read_records, tuning_runs
+
+    rows = []
+    for experiment in experiments:
+        records = read_records(experiment, results)
+        done = {record["key"] for record in records}
+        for arm in choose_arms(experiment, only):
+            best, tuning = best_run(experiment, arm, records), tuning_runs(experiment, arm)
+            tuned, trained = (sum(r.key in done for r in runs) for runs in (tuning, final_runs(experiment, arm, records)))
+            rate = f"{best.rate:.4g}, {best.schedule}" if best else ""
+            rows.append([experiment.name, arm.name, f"{tuned} of {len(tuning)}", rate, f"{trained} of {len(experiment.seeds)}"])
+    _print_table(str(results), ["experiment", "arm", "tuning", "rate", "seeds"], rows)
+
+
+plot_option = click.option("--plot", type=PATH, metavar="FILE", help="Draw it too, to a name in .svg or .png.")
+
+
+@bench.command("gradients", epilog=_example("wageubn-onnx bench gradients r20 --data cifar10.npz --batches 4"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--batches", default=4, show_default=True, type=click.IntRange(min=1), help="How many training batches.")
+@threads_option
+@plot_option
+@json_option
+def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
+    """Compare the gradients of DIR's integer step with its FP32 step's, parameter by parameter.
+
+    DIR must be converted with --expose-gradients. Both start from their initial states on every batch.
+    """
+    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.fidelity import gradient_fidelity, plot_gradients
+
+    with _working("comparing gradients"):
+        found = gradient_fidelity(folder, load_data(data_path), batches, threads)
+        if plot:
+            plot_gradients(found, plot)
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        rows = [[entry.key, entry.kind, _number(entry.cosine, ".4f"), _number(entry.ratio, ".3f")] for entry in found]
+        _print_table(f"integer against FP32 gradients, {batches} batches", ["parameter", "kind", "cosine", "norm ratio"], rows)
+
+
+@bench.command("forward", epilog=_example("wageubn-onnx bench forward r20 --data cifar10.npz"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@data_option
+@click.option("--images", default=256, show_default=True, type=click.IntRange(min=1), help="How many test images.")
+@threads_option
+@plot_option
+@json_option
+def bench_forward(folder: Path, data_path: Path, images: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
+    """Compare every layer's output in DIR's integer inference with FP32's; the worst first."""
+    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.fidelity import forward_fidelity, plot_forward
+
+    with _working("comparing layers"):
+        found = forward_fidelity(folder, load_data(data_path), images, threads)
+        if plot:
+            plot_forward(found, plot)
+    found.sort(key=lambda entry: float("inf") if entry.decibels is None else entry.decibels)
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        rows = [[entry.layer, entry.role, _number(entry.decibels, ".1f")] for entry in found]
+        _print_table("signal to quantization noise", ["layer", "role", "dB"], rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _print_bench(result: BenchResult) -> None:

@@ -39,7 +39,7 @@ from wageubn_onnx.stages import check_stage
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline: the passes that lead to it from the stage before (`int_eval`: from `forward`)."""
+    """One stage of the pipeline: the passes that lead to it from the stage before (`quant_eval`: from `forward`)."""
 
     name: str
     summary: str
@@ -85,9 +85,10 @@ QUANT_TRAINING = Stage(
     ),
 )
 INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS, health.PASS))
-INT_EVAL = Stage("int_eval", "integer inference from the same state", (unroll.EVALUATION, *FORWARD_QUANTIZERS, integers.PASS))
+QUANT_EVAL = Stage("quant_eval", "inference on the same grids, still in float", (unroll.EVALUATION, *FORWARD_QUANTIZERS))
+INT_EVAL = Stage("int_eval", "integer inference from the same state", (integers.PASS,))
 
-STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, INT_EVAL)
+STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, QUANT_EVAL, INT_EVAL)
 
 
 def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
@@ -111,11 +112,15 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     step = INT_TRAINING(step, config)
     files["int_training"] = _written(step, _step_outputs(step, config))
 
-    evaluation = INT_EVAL(source, config)
+    evaluation = QUANT_EVAL(source, config)
+    files["quant_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
+
+    evaluation = INT_EVAL(evaluation, config)
     files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
-    state = {key: s.value for key, s in step.states.items()}
-    artifacts = Artifacts(files, fp_state, state, describe(Path(model), config, fp_state, quantized, step, evaluation))
+    manifest = describe(Path(model), config, fp_state, quantized, step, evaluation)
+    quant_state, state = ({key: s.value for key, s in stage.states.items()} for stage in (quantized, step))
+    artifacts = Artifacts(files, fp_state, quant_state, state, manifest)
     if out is not None:
         artifacts.save(out)
     return artifacts

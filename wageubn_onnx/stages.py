@@ -65,6 +65,7 @@ CONTRACTS: dict[str, Contract] = {
     "fp_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=False),
     "quant_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=True),
     "int_training": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, functions=True),
+    "quant_eval": Contract(TRAINING_OPS, FLOAT_TYPES, functions=True),
     "int_eval": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, functions=True),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shlex
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 import resnet
+from fashion_mnist import fashion_mnist
 from resnet import Architecture, build, fit_statistics, set_parameters
 from resnet18 import resnet18
 from wageubn_onnx import Config, TrainingSession, audit, convert
 from wageubn_onnx.cli import cli
+from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.data import save_data
 
 MODELS = Path(resnet.__file__).parent
@@ -198,3 +201,27 @@ def test_shift_writes_turned_digits(digits, tmp_path):
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_array_equal(found["x_train"], 255 - data.x_train[:5, :, ::-1, ::-1])
         np.testing.assert_array_equal(found["y_test"], data.y_test)
+
+
+def idx(shape: tuple[int, ...], value: int) -> bytes:
+    """A gzipped idx file of unsigned bytes, all ``value``."""
+    return gzip.compress(bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes() + bytes([value]) * int(np.prod(shape)))
+
+
+def test_fashion_mnist_reads_idx_files(tmp_path):
+    for part, count in (("train", 3), ("t10k", 2)):
+        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(idx((count, 28, 28), count))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx((count,), 9))
+    data = fashion_mnist(tmp_path)
+    assert data.x_train.shape == (3, 1, 28, 28) and data.x_test.shape == (2, 1, 28, 28)
+    assert data.x_train.dtype == np.uint8 and (data.x_test == 2).all() and (data.y_train == 9).all()
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(b"not idx at all"))
+    with pytest.raises(WageubnError, match="not an idx file"):
+        fashion_mnist(tmp_path)
+    file.write_bytes(idx((2, 28, 28), 1)[:-20])
+    with pytest.raises(WageubnError, match="not a whole gzip file"):
+        fashion_mnist(tmp_path)
+    file.unlink()
+    with pytest.raises(WageubnError, match="install dataset-fashion-mnist"):
+        fashion_mnist(tmp_path)

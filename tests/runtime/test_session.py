@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from networks import images, labels
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.data import Dataset
 from wageubn_onnx.runtime.files import load_tensors, save_tensors
 from wageubn_onnx.runtime.folder import ArtifactFolder
-from wageubn_onnx.runtime.session import FloatSession, Session, TrainingSession
+from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
 
 Edit = Callable[..., None]
 
@@ -250,3 +251,19 @@ def test_a_folder_that_contradicts_itself_is_refused(folder: Path, edit_manifest
     refused("fp_training.onnx: onnxruntime cannot load it", FloatSession, folder)
     (folder / "fp_training.onnx").unlink()
     refused("fp_training.onnx: missing", FloatSession, folder)
+
+
+def test_the_quantized_step_in_float_is_the_integer_step(tiny_folder: Path) -> None:
+    """Both start from one network; float32 rounds a few values to a neighbour, no more (see tests/test_bits.py)."""
+    integer, quantized = TrainingSession(tiny_folder), QuantizedSession(tiny_folder)
+    pixels, truth = images(64), labels(64)
+    agree = integer.evaluate(pixels).predictions == quantized.evaluate(pixels).predictions
+    assert agree.mean() > 0.95
+    steps = [session.step(pixels[:4], truth[:4], 0.1, seed=3) for session in (integer, quantized)]
+    assert steps[1].loss == pytest.approx(steps[0].loss, rel=0.02)
+    assert quantized.smallest_rate == integer.smallest_rate
+    exponent = integer.folder.manifest["tensors"]["stem.weight"]["exponent"]
+    moved = np.ldexp(integer.state()["stem.weight"].astype(np.float64), exponent)
+    np.testing.assert_allclose(quantized.state()["stem.weight"], moved, atol=0.002)
+    with pytest.raises(WageubnError, match="power of two"):
+        quantized.step(pixels[:4], truth[:4], 0.1, gradient_range=3)

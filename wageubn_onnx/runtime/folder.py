@@ -12,7 +12,7 @@ from wageubn_onnx.errors import WageubnError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-STATE_FILES = {"state": "state.safetensors", "fp_state": "fp_state.safetensors"}
+STATE_FILES = {"state": "state.safetensors", "quant_state": "quant_state.safetensors", "fp_state": "fp_state.safetensors"}
 
 
 class ArtifactFolder:
@@ -66,7 +66,7 @@ class ArtifactFolder:
         return self._existing(str(self.section(name, "model")["model"]))
 
     def state_file(self, name: str) -> Path:
-        """Return the initial state of ``name`` ("state" or "fp_state"); raises WageubnError where it is absent."""
+        """Return the initial state of ``name`` ("state", "quant_state" or "fp_state"); raises WageubnError where it is absent."""
         return self._existing(STATE_FILES[name])
 
     def _existing(self, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -27,6 +28,18 @@ def open_model(model: Path, threads: int | None = None, optimize: bool = True) -
     threads: within an operator (None: onnxruntime's own choice). optimize: let onnxruntime rewrite the graph.
     Raises WageubnError where onnxruntime refuses the file.
     """
+    return _open(model, str(model), threads, optimize)
+
+
+def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.InferenceSession:
+    """Open ``model`` as `open_model` does, with its tensors ``names`` as outputs too."""
+    proto = onnx.load(model)
+    known = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return _open(model, proto.SerializeToString(), threads)
+
+
+def _open(model: Path, content: str | bytes, threads: int | None, optimize: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -34,7 +47,7 @@ def open_model(model: Path, threads: int | None = None, optimize: bool = True) -
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise WageubnError(f"{model}: onnxruntime cannot load it ({reason}); convert the model again") from error

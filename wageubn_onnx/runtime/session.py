@@ -1,9 +1,9 @@
-"""The two sessions of a folder: its integer training step and its FP32 one; `engine` holds what they share."""
+"""The sessions of a folder: its integer training step, the same in float, and its FP32 one; `engine` is what they share."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
 
-__all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "Session", "StepResult", "TrainingSession"]
+__all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "QuantizedSession", "Session", "StepResult", "TrainingSession"]
 
 Array = NDArray[Any]
 MAX_INTEGER_RATE = 511  # the range proof of the update allows no more
@@ -50,10 +50,7 @@ class TrainingSession(Session):
         return integer
 
     def _scalars(self, lr: float, gradient_range: int, seed: int) -> dict[str, Array]:
-        if gradient_range not in GRADIENT_RANGES:
-            raise WageubnError(f"gradient range {gradient_range}: must be a power of two in 2..128")
-        if not -(2**31) <= seed < 2**31:
-            raise WageubnError(f"seed {seed}: must fit into 32 bits with sign")
+        _check_scalars(gradient_range, seed)
         values = {"lr": self._rate_integer(lr), "gradient_range": gradient_range, "seed": seed}
         return {self._names[key]: np.array(value, np.int32) for key, value in values.items()}
 
@@ -71,9 +68,13 @@ class FloatSession(Session):
     """
 
     step_section, eval_section, state_section = "fp_step", "fp_eval", "fp_state"
-    step_keys = ("images", "labels", "lr", "loss")
+    step_keys: ClassVar[tuple[str, ...]] = ("images", "labels", "lr", "loss")
     default_rate = 0.003
-    smallest_rate = 0.0
+
+    @property
+    def smallest_rate(self) -> float:
+        """Float has none."""
+        return 0.0
 
     def effective_rate(self, lr: float) -> float:
         """Return ``lr`` in float32; raises WageubnError where it is not a number above 0."""
@@ -91,9 +92,38 @@ class FloatSession(Session):
         mean, std = (np.array(entry[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
         return np.float32(entry["scale"]), mean, std
 
-    def _pixels(self, images: Array) -> Array:
+    def normalised(self, images: Array) -> Array:
+        """Return uint8 ``images`` [n, C, H, W] as the float models take them: (pixel * scale - mean) / std, float32."""
         scale, mean, std = self._normalisation
-        return np.asarray((images.astype(np.float32) * scale - mean) / std)  # [n, C, H, W] float32
+        return np.asarray((images.astype(np.float32) * scale - mean) / std)
+
+    def _pixels(self, images: Array) -> Array:
+        return self.normalised(images)
 
     def _loss(self, raw: Array) -> float:
         return float(raw)
+
+
+class QuantizedSession(FloatSession):
+    """The quantized step in float32: what the integer step computes, up to float32's own rounding."""
+
+    step_section, eval_section, state_section = "quant_step", "quant_eval", "quant_state"
+    step_keys = TrainingSession.step_keys
+    default_rate = TrainingSession.default_rate
+
+    @property
+    def smallest_rate(self) -> float:
+        """One step of the learning rate's grid, as in the integer step."""
+        return float(2.0 ** int(self.folder.section("exponents", "lr")["lr"]))
+
+    def _scalars(self, lr: float, gradient_range: int, seed: int) -> dict[str, Array]:
+        _check_scalars(gradient_range, seed)
+        integers = {"gradient_range": gradient_range, "seed": seed}
+        return super()._scalars(lr, gradient_range, seed) | {self._names[k]: np.array(v, np.int32) for k, v in integers.items()}
+
+
+def _check_scalars(gradient_range: int, seed: int) -> None:
+    if gradient_range not in GRADIENT_RANGES:
+        raise WageubnError(f"gradient range {gradient_range}: must be a power of two in 2..128")
+    if not -(2**31) <= seed < 2**31:
+        raise WageubnError(f"seed {seed}: must fit into 32 bits with sign")

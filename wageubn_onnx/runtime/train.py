@@ -179,7 +179,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """Return what a resumed run must share with the broken one, JSON-able."""
         plan = {**asdict(self.plan), "gradient_ranges": list(self.plan.gradient_ranges)}
-        return {**plan, "batch": self.session.batch, "data": _fingerprint(self.data)}
+        return {**plan, "batch": self.session.batch, "data": fingerprint(self.data)}
 
     def checkpoint(self) -> None:
         """Write state and position in one atomic file."""
@@ -246,7 +246,7 @@ def _ratio(correct: int | None, count: int) -> float | None:
     return None if correct is None else correct / count
 
 
-def _fingerprint(data: Dataset) -> str:
+def fingerprint(data: Dataset) -> str:
     """Return a hash of the images and labels, with their shapes."""
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
