@@ -89,7 +89,7 @@ def with_parameters(artifacts: Artifacts, seed: int) -> Artifacts:
     forward.CopyFrom(artifacts.files["forward"])
     for tensor in forward.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(state[tensor.name], tensor.name))
-    return Artifacts({**artifacts.files, "forward": forward}, state, artifacts.state, artifacts.manifest)
+    return Artifacts({**artifacts.files, "forward": forward}, state, artifacts.quant_state, artifacts.state, artifacts.manifest)
 
 
 @pytest.mark.parametrize("seed", range(4))
