@@ -10,6 +10,7 @@ from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import fill, insert, quantizer_of, source, state_of, step_of
 from wageubn_onnx.quantizers import floating
 
+STEP_LIMIT = 2**31 - 2  # where the counter of steps stays
 DECAY_LIMIT = 2**45  # where the error is so small that a weight's decay leaves this, the decay saturates
 
 
@@ -22,8 +23,9 @@ def quantize_gradients(g: Model, config: Config) -> None:
     dr = g.named["gradient_range"] = g.input("gradient_range", np.int32, [])
     seed = g.named["seed"] = g.input("seed", np.int32, [])
     with g.context(layer="optimizer"):
-        step = g.state("step", "step", "optimizer", np.zeros([], np.int32), exponent=0, limit=2**31 - 2, least=0)
-        step.after = g.op("Add", step.tensor, g.scalar(1, np.int32), name="step")
+        step = g.state("step", "step", "optimizer", np.zeros([], np.int32), exponent=0, limit=STEP_LIMIT, least=0)
+        below = g.op("Min", step.tensor, g.scalar(STEP_LIMIT - 1, np.int32), name="step_before")
+        step.after = g.op("Add", below, g.scalar(1, np.int32), name="step")
     for decay in g.by_role("G.decay"):
         _align_decay(g, decay)
     for slot in g.by_role("G.W"):
