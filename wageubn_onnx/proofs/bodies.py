@@ -11,10 +11,13 @@ import onnx
 
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.proofs.contracts import CONTRACTS, Contract
-from wageubn_onnx.proofs.intervals import Bound, Unproven, hull
+from wageubn_onnx.proofs.intervals import Bound, Unproven, hull, of_array
 from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value
 
 ELEMENTS = "elements"  # the one dimension of an operand that is no scalar: bodies treat all its elements alike
+
+
+Leaf = tuple[Walk, "dict[int, Analysis]"]  # one case: the walk, and the analyses of the calls in it by index
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Analysis:
 
     body: Body
     operands: tuple[Bound, ...]
-    leaves: list[list[tuple[Walk, dict[int, Analysis]]]]
+    leaves: list[list[Leaf]]
     outputs: list[Bound] = field(init=False)
     failures: dict[int, str] = field(init=False)
     inner: dict[int, list[Analysis]] = field(init=False)
@@ -66,6 +69,8 @@ class Body:
         self.inputs, self.outputs = tuple(function.input), tuple(function.output)
         self.defaults = {a.name: onnx.helper.get_attribute_value(a) for a in function.attribute_proto}
         self.ops = [Op.of(node) for node in function.node]
+        self.constants = {op.outputs[0]: constant_value(op) for op in self.ops if op.op == "Constant" and not op.references}
+        self.fixed = {name: of_array(value) for name, value in self.constants.items()}
         self.read = sorted({source for op in self.ops for source in op.references.values()})
         known = CONTRACTS.get(function.name)
         self.is_own = known is not None and known.function.SerializeToString() == function.SerializeToString()
@@ -77,6 +82,7 @@ class Calls:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.bodies = {f.name: Body(f) for f in model.functions if f.domain == DOMAIN}
         self._known: dict[Any, Analysis] = {}
+        self._leaves: dict[Any, Leaf] = {}
         self._shapes: dict[Any, dict[str, Shape]] = {}
 
     def analyse(
@@ -111,20 +117,21 @@ class Calls:
         scalar: tuple[bool, ...],
         elementwise: bool,
     ) -> Analysis:
+        call = body.name, tuple(sorted(attributes.items())), scalar
+
+        def leaf(*bounds: Bound, apart: bool = elementwise) -> Leaf:
+            key = call, bounds, apart
+            if key not in self._leaves:
+                self._leaves[key] = self._leaf(contract, body, attributes, bounds, scalar, apart)
+            return self._leaves[key]
+
         if not contract.splits:
-            return Analysis(body, operands, [[self._leaf(contract, body, attributes, operands, scalar, elementwise)]])
+            return Analysis(body, operands, [[leaf(*operands)]])
         leaves = []
         for split in contract.splits:
-            position = body.inputs.index(split.operand)
-            apart = elementwise or (split.elementwise and not scalar[position])
-            leaves.append(
-                [
-                    self._leaf(
-                        contract, body, attributes, (*operands[:position], case, *operands[position + 1 :]), scalar, apart
-                    )
-                    for case in split.cases(operands[position])
-                ]
-            )
+            at = body.inputs.index(split.operand)
+            apart = elementwise or (split.elementwise and not scalar[at])
+            leaves.append([leaf(*operands[:at], case, *operands[at + 1 :], apart=apart) for case in split.cases(operands[at])])
         return Analysis(body, operands, leaves)
 
     def _leaf(
@@ -135,8 +142,8 @@ class Calls:
         operands: tuple[Bound, ...],
         scalar: tuple[bool, ...],
         elementwise: bool,
-    ) -> tuple[Walk, dict[int, Analysis]]:
-        """One case: the body walked over with these bounds, and the calls in it."""
+    ) -> Leaf:
+        """One case: the body walked over with these bounds."""
         given = dict(zip(body.inputs, operands, strict=True))
         shapes = self.shapes(body, scalar)
         made: dict[str, Analysis] = {}
@@ -147,9 +154,9 @@ class Calls:
 
         walk = Walk(
             [op.resolved(attributes) for op in body.ops],
-            given,
-            {},
-            lambda tensor: shapes[tensor],
+            body.fixed | given,
+            dict(body.constants),
+            shapes.__getitem__,
             call,
             contract.relative,
             {name: lemma(given) for name, lemma in contract.lemmas.items()} if body.is_own else {},
@@ -162,16 +169,13 @@ class Calls:
         key = body.name, scalar
         if key not in self._shapes:
             shapes: dict[str, Shape] = {n: () if s else (ELEMENTS,) for n, s in zip(body.inputs, scalar, strict=True)}
-            constants: dict[str, np.ndarray[Any, Any]] = {}
             for op in body.ops:
-                if op.op == "Constant" and not op.references:
-                    constants[op.outputs[0]] = constant_value(op)
                 if op.domain and op.op in self.bodies:
                     callee = self.bodies[op.op]
                     inner = self.shapes(callee, tuple(not shapes[i] for i in op.inputs))
                     shapes |= {name: inner[o] for name, o in zip(op.outputs, callee.outputs, strict=True)}
                 else:
-                    shapes[op.outputs[0]] = _shape(op, shapes, constants)
+                    shapes[op.outputs[0]] = _shape(op, shapes, body.constants)
             self._shapes[key] = shapes
         return self._shapes[key]
 

@@ -1,9 +1,9 @@
 """What every function of the project requires of its operands, and by which cases its body is proven.
 
-A contract says which operands a body is exact for (``requires``) and how to look at it so that plain intervals see why nothing
-overflows: by cases of one operand that together are all of them. In a case a shift amount is one number, and so are the factor and the
-divisor that a table gives for it. ``bands`` of max|m| do that where the shift is derived from m itself: max|m| in a band bounds
-every |m| by the band's end, and fixes round(log2 max|m|).
+A contract says which operands a body is exact for (``requires``), and by which cases of one operand, together all of them, plain
+intervals see why nothing overflows. In a case a shift amount is one number, and so are the factor and the divisor that a table
+gives for it. ``bands`` of max|m| do that where the shift is derived from m itself: a band's end bounds every |m|, and all of a
+band has one round(log2 max|m|).
 
 To add a function: a Contract beside these. Without one, the file is refused and a test fails.
 """
@@ -26,7 +26,7 @@ Requirements = Callable[[Attributes], dict[str, Interval]]
 
 @dataclass(frozen=True)
 class Split:
-    """Cases of one operand that cover all its values. elementwise: a case is about single elements, not about the whole tensor."""
+    """Cases of one operand that cover all its values. elementwise: a case is about single elements, not the whole tensor."""
 
     operand: str
     cases: Callable[[Bound], list[Bound]]
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Contract:
-    """Of ``function``. requires: operand -> least and greatest, given the call's attributes; an operand not named may be anything.
+    """Of ``function``. requires: operand -> least and greatest, given the call's attributes; the others may be anything.
 
     splits: each is a complete case analysis; a node is proven where one of them proves it in all its cases. relative: operands in
     which linear bounds are kept. lemmas: tensor -> its range from the operands' bounds; they hold for this body only.

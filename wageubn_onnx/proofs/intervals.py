@@ -1,8 +1,8 @@
 """Interval arithmetic on integer tensors: the transfer function of every operator that an integer stage may use.
 
 A transfer function takes the bounds of a node's operands and returns those of its result in exact integers, not yet held to a
-dtype: `Walk` does that. It raises Unproven where the operator itself could go wrong: a divisor below 1, an index outside its table,
-a sum that the target's kernels do not compute exactly (targets.py).
+dtype: `Walk` does that. It raises Unproven where the operator itself could go wrong: a divisor below 1, an index outside its
+table, a sum that the target's kernels do not compute exactly (targets.py).
 
 Where plain intervals lose what a body relies on, four lemmas look at the nodes that made an operand (Walk.maker):
 
@@ -287,7 +287,7 @@ def _pad(walk: Walk, op: Op, x: Operands) -> Bound:
 def _gather(walk: Walk, op: Op, x: Operands) -> Bound:
     table, size = walk.constants.get(op.inputs[0]), walk.shape(op.inputs[0])[op.attrs.get("axis", 0)]
     if x[1].lo < 0 or isinstance(size, str) or x[1].hi >= size:
-        raise Unproven(f"its index may be {x[1].lo}..{x[1].hi}, and its table has 0..{size if isinstance(size, str) else size - 1}")
+        raise Unproven(f"its index may be {x[1].lo}..{x[1].hi}, and its table has {size} entries")
     return x[0]._replace(peak=0) if table is None or table.ndim != 1 else of_array(table[x[1].lo : x[1].hi + 1])
 
 
@@ -408,6 +408,5 @@ TRANSFER: dict[str, Transfer] = {
 }
 ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "BitwiseAnd", "BitwiseXor", "Cast"])
 CAN_GROW = frozenset(["Add", "Sub", "Mul", "Neg", "Abs", "ReduceSum", "ConvInteger", "MatMulInteger"])  # beyond its operands
-READS_BITS = frozenset(
-    ["BitwiseXor", "Cast", "Where", "Reshape", "Flatten", "Transpose", "Slice", "Unsqueeze", "Expand", "Identity", "Concat", "Pad"]
-)  # what may take the bits of int8 numbers as uint8
+MOVES = ["Reshape", "Flatten", "Transpose", "Slice", "Unsqueeze", "Expand", "Identity", "Concat", "Pad"]
+READS_BITS = frozenset([*MOVES, "BitwiseXor", "Cast", "Where"])  # what may take the bits of int8 numbers as uint8

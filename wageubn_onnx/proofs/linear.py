@@ -1,6 +1,6 @@
 """Bounds of a tensor as lines in one of a function's operands: p*s + q <= x <= r*s + t for every value of s.
 
-Plain intervals forget that the x of x/s, or of x - s, was made from s itself; a line does not. Kept only where a contract asks for it.
+Plain intervals forget that the x of x/s, or of x - s, was made from s itself; a line does not. Kept where a contract asks for it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _scaled(walk: Walk, op: Op, operands: list[Between]) -> Between | None:
     for (low, high), name in zip(operands, op.inputs[::-1], strict=True):
         factor = walk.bounds[name]
         if factor.is_constant:
-            return (low.times(factor.lo), high.times(factor.lo)) if factor.lo >= 0 else (high.times(factor.lo), low.times(factor.lo))
+            scaled = low.times(factor.lo), high.times(factor.lo)
+            return scaled if factor.lo >= 0 else scaled[::-1]
     return None
 
 

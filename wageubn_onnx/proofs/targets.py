@@ -17,6 +17,6 @@ FORBIDDEN: dict[tuple[str, int], str] = {
     **{(op, t): "inexact for large sums in onnxruntime 1.31" for op in ("Einsum", "ReduceSumSquare") for t in (T.INT32, T.INT64)},
     **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
 }
-EXACT_SUMS = {T.INT32: 2**31 - 1, T.INT64: 2**53 - 1}  # dtype -> greatest magnitude of a ReduceSum: it accumulates like double
+EXACT_SUMS: dict[int, int] = {T.INT32: 2**31 - 1, T.INT64: 2**53 - 1}  # of a ReduceSum, by dtype: it accumulates like double
 ACCUMULATOR = 2**31 - 1  # of ConvInteger and MatMulInteger: int32
 PAIRED_LIMIT = 129  # greatest uint8 operand beside an int8 one: without VNNI, pairs of products are added in int16

@@ -1,4 +1,4 @@
-"""The walk over a list of nodes, a graph's or a function body's, that gives every tensor a bound and every doubtful node a failure.
+"""The walk over a graph's or a function body's nodes that gives every tensor a bound, and every doubtful node a failure.
 
 After a failure the walk goes on with any value of the result's dtype, so that each failure stands for itself.
 """
@@ -59,10 +59,10 @@ class Op:
 class Walk:
     """Bounds of every tensor that ``ops`` make from the tensors already in ``bounds``.
 
-    constants: values of tensors that have one. shape: a tensor's dimensions, a str for one that has no number; raises Unproven where
-    it is not known. call: the bounds of a function call's outputs, and why they are in doubt (empty: proven). symbols: tensors relative to which linear bounds are kept too
-    (linear.py). lemmas: tensor -> its range by an argument of its own. elementwise: operands were bounded element by element, so
-    nothing may reduce over elements.
+    constants: values of tensors that have one, which are in ``bounds`` too. shape: a tensor's dimensions, a str for one without a
+    number; raises Unproven where it is not known. call: the bounds of a function call's outputs, and why they are in doubt
+    (empty: proven). symbols: tensors relative to which linear bounds are kept too (linear.py). lemmas: tensor -> its range by an
+    argument of its own. elementwise: operands were bounded element by element, so nothing may reduce over elements.
     """
 
     ops: Sequence[Op]
@@ -79,9 +79,6 @@ class Walk:
 
     def run(self) -> Walk:
         """Walk; what went wrong is in ``failures``."""
-        for name, value in self.constants.items():
-            if name not in self.bounds:
-                self.bounds[name] = of_array(value)
         for symbol in self.symbols:
             self.lines[symbol] = {symbol: (Line(1, 0), Line(1, 0))}
         for index, op in enumerate(self.ops):
@@ -92,6 +89,8 @@ class Walk:
     def _step(self, index: int, op: Op) -> None:
         try:
             if op.op == "Constant":
+                if op.outputs[0] in self.constants:
+                    return
                 value = constant_value(op)
                 self.constants[op.outputs[0]] = value
                 self.bounds[op.outputs[0]] = of_array(value)
@@ -106,12 +105,15 @@ class Walk:
             self.bounds[op.outputs[0]] = self._result(op, operands)
         except Unproven as reason:
             self.failures[index] = str(reason)
-        for name, bound in self._unknown(op):
-            self.bounds.setdefault(name, bound)
+            for name, bound in self._unknown(op):
+                self.bounds.setdefault(name, bound)
 
     def _operands(self, op: Op) -> list[Bound]:
         if "" in op.inputs:
             raise Unproven("leaves out an operand in the middle")
+        missing = [name for name in op.inputs if name not in self.bounds]
+        if missing:
+            raise Unproven(f"reads {missing[0]!r}, which nothing makes before it")
         operands = [self.bounds[name] for name in op.inputs]
         if any(b.bits for b in operands) and (op.op not in READS_BITS or op.domain):
             raise Unproven("reads the bits of int8 numbers as unsigned ones")
@@ -122,6 +124,8 @@ class Walk:
         transfer = TRANSFER.get(op.op)
         if transfer is None:
             raise Unproven("has no transfer function (proofs/intervals.py)")
+        if len(op.outputs) > 1:
+            raise Unproven("has a second output, which has no transfer function")
         reason = FORBIDDEN.get((op.op, operands[0].dtype))
         if reason:
             raise Unproven(reason)
@@ -163,36 +167,40 @@ class Walk:
         return name
 
     def assume(self, condition: str, truth: bool) -> dict[str, Bound] | None:
-        """What ``condition`` being ``truth`` says of the tensors that it compares, at one element; None where it never is."""
-        if self.bounds[condition].meet(int(truth), int(truth)) is None:
+        """What ``condition`` being ``truth`` says of tensors at one element, itself among them; None where it never is."""
+        known = self.bounds[condition].meet(int(truth), int(truth))
+        if known is None:
             return None
-        op = self._makers.get(condition)
+        op, found = self._makers.get(condition), {condition: known}
         if op is None:
-            return {}
+            return found
         if op.op == "Not":
-            return self.assume(op.inputs[0], not truth)
+            return self._merged([found, self.assume(op.inputs[0], not truth)])
         if op.op in ("And", "Or"):
             if truth == (op.op == "And"):  # both operands are known
-                return self._merged(self.assume(name, truth) for name in op.inputs)
+                return self._merged([found, *(self.assume(name, truth) for name in op.inputs)])
             for name, other in (op.inputs, op.inputs[::-1]):
                 if self.bounds[name][:2] == (int(not truth), int(not truth)):  # so it is the other one's doing
-                    return self.assume(other, truth)
-            return {}
+                    return self._merged([found, self.assume(other, truth)])
         if op.op in COMPARISONS:
-            x, y = (self.bounds[name] for name in op.inputs)
-            found = dict[str, Bound]()
-            for name, bound, (lo, hi) in zip(op.inputs, (x, y), COMPARISONS[op.op](x, y, truth), strict=True):
-                held = bound.meet(bound.lo if lo is None else lo, bound.hi if hi is None else hi)
-                if held is None:
-                    return None
-                found[name] = held
-                made = self._makers.get(name)
-                if made is not None and made.op == "Abs":
-                    inside = self.bounds[made.inputs[0]].meet(-held.hi, held.hi)
-                    if inside is not None:
-                        found[made.inputs[0]] = inside
-            return found
-        return {}
+            return self._merged([found, self._compared(op, truth)])
+        return found
+
+    def _compared(self, op: Op, truth: bool) -> dict[str, Bound] | None:
+        """What a comparison says of its operands; of |x|, also of x."""
+        x, y = (self.bounds[name] for name in op.inputs)
+        found = dict[str, Bound]()
+        for name, bound, (lo, hi) in zip(op.inputs, (x, y), COMPARISONS[op.op](x, y, truth), strict=True):
+            held = bound.meet(bound.lo if lo is None else lo, bound.hi if hi is None else hi)
+            if held is None:
+                return None
+            found[name] = held
+            made = self._makers.get(name)
+            if made is not None and made.op == "Abs":
+                inside = self.bounds[made.inputs[0]].meet(-held.hi, held.hi)
+                if inside is not None:
+                    found[made.inputs[0]] = inside
+        return found
 
     def _merged(self, parts: Iterable[dict[str, Bound] | None]) -> dict[str, Bound] | None:
         found = dict[str, Bound]()
@@ -214,7 +222,13 @@ class Walk:
         if name in assumed:
             return assumed[name]
         bound, op = self.bounds[name], self._makers.get(name)
-        if not assumed or op is None or depth == 0 or op.op not in ELEMENTWISE or op.domain:
+        if op is None or depth == 0:
+            return bound
+        if op.op == "Where":
+            condition = assumed.get(op.inputs[0], self.bounds[op.inputs[0]])
+            branch = self.under(op.inputs[1 if condition.lo else 2], assumed, depth - 1) if condition.is_constant else bound
+            return branch and bound.meet(branch.lo, branch.hi)
+        if op.op not in ELEMENTWISE:
             return bound
         operands = [self.under(i, assumed, depth - 1) for i in op.inputs]
         if any(o is None for o in operands):
