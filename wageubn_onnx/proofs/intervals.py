@@ -306,8 +306,8 @@ def _reduce_max(walk: Walk, op: Op, x: Operands) -> Bound:
     is_total = len(_reduced(walk, op)) == len(walk.shape(op.inputs[0]))
     if walk.elementwise and is_total:
         raise Unproven("reduces over elements that were told apart")
-    peak = x[0].peak if is_total and x[0].lo >= 0 else 0
-    return Bound(max(x[0].lo, peak), x[0].hi, x[0].dtype)
+    attained = is_total and x[0].lo >= 0
+    return Bound(max(x[0].lo, x[0].peak) if attained else x[0].lo, x[0].hi, x[0].dtype)
 
 
 def _reduce_sum(walk: Walk, op: Op, x: Operands) -> Bound:
