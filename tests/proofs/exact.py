@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wageubn_onnx.proofs.bodies import Analysis, Calls
+from wageubn_onnx.proofs.intervals import Bound
 from wageubn_onnx.proofs.walk import Op, constant_value
 
 Array = np.ndarray[Any, Any]  # of Python integers
@@ -86,14 +87,31 @@ def evaluate(calls: Calls, function: str, attributes: dict[str, Any], operands: 
 
 
 def check(record: Record, analyses: list[Analysis]) -> None:
-    """Every value of a record lies in what the analyses of its call, one a case, say together."""
+    """Every value of a record lies in what the analyses of its call, one a case, say together.
+
+    Of each case analysis at least one case is the one that these operands are, and its own, narrower claims hold too.
+    """
     body = analyses[0].body
     for index, op in enumerate(body.ops):
         for name in op.outputs:
             bounds = [analysis.bound(name) for analysis in analyses]
             least, greatest = min(b.lo for b in bounds), max(b.hi for b in bounds)
-            value = record.values[name]
-            if value.size:
-                assert least <= value.min() <= value.max() <= greatest, f"{body.name}.{name}: {value.min()}..{value.max()}"
+            assert _inside(record.values[name], bounds[0]._replace(lo=least, hi=greatest, peak=0)), f"{body.name}.{name}"
         if index in record.inner:
             check(record.inner[index], [inner for analysis in analyses for inner in analysis.inner[index]])
+    for analysis in analyses:
+        if not all(_inside(record.values[n], b) for n, b in zip(body.inputs, analysis.operands, strict=True)):
+            continue
+        for cases in analysis.leaves:
+            walks = [w for w, _ in cases if all(_inside(record.values[n], w.bounds[n]) for n in body.inputs)]
+            assert walks or cases[0][0].elementwise, f"no case of {body.name} is this one"
+            for walk in walks:
+                for name, bound in walk.bounds.items():
+                    assert _inside(record.values[name], bound), f"{body.name}.{name}"
+
+
+def _inside(value: Array, bound: Bound) -> bool:
+    if not value.size:
+        return True
+    least, greatest = value.min(), value.max()
+    return bool(bound.lo <= least and greatest <= bound.hi and max(-least, greatest) >= bound.peak)

@@ -323,6 +323,12 @@ def test_missing_metadata_is_found() -> None:
     assert doubts(model)[0] == "state 'a': has no range in metadata wageubn.ranges"
 
 
+def test_a_default_that_a_caller_may_override_is_no_constant() -> None:
+    model = counter(8)
+    model.graph.input.append(h.make_tensor_value_info("limit", T.INT32, []))
+    assert doubts(model)[0] == "state 'limit': has no range in metadata wageubn.ranges"
+
+
 def test_what_nothing_makes_is_found() -> None:
     model = counter(8)
     model.graph.node[1].input[0] = "nowhere"

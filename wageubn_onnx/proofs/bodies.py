@@ -12,7 +12,7 @@ import onnx
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.proofs.contracts import CONTRACTS, Contract
 from wageubn_onnx.proofs.intervals import Bound, Unproven, hull, of_array
-from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value
+from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value, is_integer
 
 ELEMENTS = "elements"  # the one dimension of an operand that is no scalar: bodies treat all its elements alike
 
@@ -69,7 +69,7 @@ class Body:
         self.inputs, self.outputs = tuple(function.input), tuple(function.output)
         self.defaults = {a.name: onnx.helper.get_attribute_value(a) for a in function.attribute_proto}
         self.ops = [Op.of(node) for node in function.node]
-        self.constants = {op.outputs[0]: constant_value(op) for op in self.ops if op.op == "Constant" and not op.references}
+        self.constants = {op.outputs[0]: constant_value(op) for op in self.ops if op.op == "Constant" and is_integer(op)}
         self.fixed = {name: of_array(value) for name, value in self.constants.items()}
         self.read = sorted({source for op in self.ops for source in op.references.values()})
         known = CONTRACTS.get(function.name)

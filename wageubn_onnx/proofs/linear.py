@@ -41,8 +41,6 @@ def line_rule(walk: Walk, op: Op, symbol: str, known: dict[str, Between]) -> Bet
     (low, high), *rest = operands
     if op.op in ("Cast", "Identity"):
         return low, high
-    if op.op == "Neg":
-        return high.times(-1), low.times(-1)
     if op.op == "Where":
         condition = walk.bounds[op.inputs[0]]
         return operands[1 if condition.lo else 2] if condition.is_constant else None

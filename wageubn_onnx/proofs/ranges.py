@@ -127,7 +127,7 @@ def _walked(model: onnx.ModelProto, bounds: dict[str, Bound], calls: dict[str, A
     """The walk over the graph itself, from the ``bounds`` of its inputs; fills ``calls``."""
     graph, functions = model.graph, Calls(model)
     shapes = {v.name: _dimensions(v) for v in (*graph.input, *graph.output, *graph.value_info)}
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type in LIMITS and t.name not in bounds}
     shapes |= {name: value.shape for name, value in constants.items()}
 
     def shape(name: str) -> Shape:
@@ -153,7 +153,6 @@ def _dimensions(value: onnx.ValueInfoProto) -> Shape:
 def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], int, list[Doubt]]:
     """The bounds of the inputs, and how many are states: all but the step's own, which take any value of their dtype."""
     ranges = declared(model)
-    constants = {t.name for t in model.graph.initializer}
     bounds, states, doubts = dict[str, Bound](), 0, list[Doubt]()
     if ranges is None:
         doubts.append(Doubt("the model", f"does not declare the ranges of its states (metadata {RANGES})"))
@@ -163,7 +162,7 @@ def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], int, list[Doubt]]
             doubts.append(Doubt(f"input {name!r}", f"is {T.DataType.Name(dtype)}, and only integers have a range"))
             dtype = T.INT64
         bounds[name] = whole(dtype)
-        if ranges is None or name in STEP_INPUTS or name in constants:
+        if ranges is None or name in STEP_INPUTS:
             continue
         states += 1
         if name not in ranges:

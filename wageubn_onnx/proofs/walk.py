@@ -287,6 +287,12 @@ COMPARISONS: dict[str, Callable[[Bound, Bound, bool], Ends]] = {
 }
 
 
+def is_integer(op: Op) -> bool:
+    """Whether a Constant node has integers that no call decides."""
+    value = op.attrs.get("value")
+    return "value_int" in op.attrs or "value_ints" in op.attrs or (value is not None and value.data_type in LIMITS)
+
+
 def constant_value(op: Op) -> np.ndarray[Any, Any]:
     """The value of a Constant node."""
     (kind, value), *_ = op.attrs.items()
