@@ -19,13 +19,14 @@ from networks import BATCH, MEAN, STD, images, labels, ort_session
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
-from wageubn_onnx.errors import ProofFailed
+from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.quantize.gradients import STEP_LIMIT
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.contracts import CONTRACTS
 from wageubn_onnx.proofs.ranges import RANGES, Proof, prove
+from wageubn_onnx.stages import check_stage
 
 Array = np.ndarray[Any, Any]
 Model = onnx.ModelProto
@@ -391,6 +392,17 @@ def test_a_batch_that_is_too_large(step: Model) -> None:
     (value,) = (v for v in (*step.graph.value_info, *step.graph.output) if v.name == node.input[0])
     value.type.tensor_type.shape.dim[0].dim_value = 2**40
     assert f"node {node.name!r}: ReduceSum its sum" in doubts(step)[0]
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "MatMulInteger", "ConvInteger"])
+def test_a_shape_that_the_file_says_wrong_is_found(op: str, step: Model) -> None:
+    """The proof reads shapes from the file; onnx's inference holds them to the inputs'."""
+    said = {v.name: v for v in step.graph.value_info if len(v.type.tensor_type.shape.dim) > 1}
+    name = next(n.input[0] for n in step.graph.node if n.op_type == op and n.input[0] in said)
+    said[name].type.tensor_type.shape.dim[1].dim_value -= 1
+    assert any(f.kind == "dtype" and "types do not fit" in f.message for f in audit_model(step).findings)
+    with pytest.raises(WageubnError, match="not valid ONNX"):
+        check_stage(step, "int_training")
 
 
 def test_conversion_stops_at_what_is_not_proven(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

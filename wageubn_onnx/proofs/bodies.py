@@ -15,8 +15,6 @@ from wageubn_onnx.proofs.intervals import Bound, Unproven, hull, of_array
 from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value, is_integer
 
 ELEMENTS = "elements"  # the one dimension of an operand that is no scalar: bodies treat all its elements alike
-
-
 Leaf = tuple[Walk, "dict[int, Analysis]"]  # one case: the walk, and the analyses of the calls in it by index
 
 
