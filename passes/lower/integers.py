@@ -109,7 +109,8 @@ def equal(lower: Lowering, node: gs.Node) -> Value:
     a, b = _operands(lower, node)
     if isinstance(a, Fixed) and isinstance(b, Fixed) and a.exponent != b.exponent:
         raise WageubnError(f"node {node.name!r}: a comparison across exponents has no integer lowering")
-    left, right = (v.tensor if isinstance(v, (Raw, Fixed)) else None for v in (a, b))
+    # older runtimes compare int32, but no 8-bit tensors
+    left, right = (lower.int32(v, node) if isinstance(v, Fixed) else _raw(v, node) for v in (a, b))
     return Raw(lower.g.op("Equal", left, right, name=short_name(node)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ def _attributes(node: gs.Node, **more: int) -> dict[str, Any]:
     """The description of the float node, its mantissa bounds as integers for the body."""
     keep = {k: node.attrs[k] for k in ("role", "bits", "rounding", "exponent", "lo", "hi") if k in node.attrs}
     return keep | more
+
+
+def _fraction(node: gs.Node) -> int:
+    """Of a dynamic grid R / 2^fraction."""
+    return -round(math.log2(node.attrs["unit"]))
 
 
 def _bounds(node: gs.Node) -> tuple[int, int]:
@@ -180,7 +186,7 @@ def shift(lower: Lowering, node: gs.Node) -> list[Value]:
     lo, hi = _bounds(node)
     dtype = dtype_for(lo, hi)
     g = lower.g
-    to, fraction = onnx.helper.np_dtype_to_tensor_dtype(dtype), int(node.attrs["bits"]) - 1
+    to, fraction = onnx.helper.np_dtype_to_tensor_dtype(dtype), _fraction(node)
     attrs = _attributes(node, to=to, least=lo, greatest=hi, fraction=fraction)
     types = [TensorType(dtype, x.tensor.shape), TensorType(np.dtype(np.int32), [])]
     inputs = [lower.cast(x.tensor, np.int32), x.exponent.tensor(g), *_random(lower, node)]
@@ -219,7 +225,7 @@ def align(lower: Lowering, node: gs.Node) -> list[Value]:
         lower.checked(x.bound, NARROW_LIMIT, node)
     g, int16 = lower.g, np.dtype(np.int16)
     lo, hi = _bounds(node)
-    attrs = _attributes(node, least=lo, greatest=hi, fraction=int(node.attrs["bits"]) - 2)
+    attrs = _attributes(node, least=lo, greatest=hi, fraction=_fraction(node))
     types = [TensorType(int16, a.tensor.shape), TensorType(int16, b.tensor.shape), TensorType(np.dtype(np.int32), [])]
     inputs = [lower.cast(a.tensor, np.int32), a.exponent.tensor(g), lower.cast(b.tensor, np.int32), b.exponent.tensor(g)]
     qa, qb, common = g.call(integer.ALIGN[node.attrs["rounding"]], inputs, types, short_name(node), node.attrs["role"], attrs)

@@ -25,7 +25,7 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         )
         gamma, sigma = (int(quantizer_of(i).attrs["exponent"]) for i in source(ratio).inputs)
         fixed = insert(g, ratio, floating.direct, "BN.ratio", wide, gamma - sigma - RATIO_FRACTION)
-        a = insert(g, fixed, floating.shift, "BN.A", form)
+        a = insert(g, fixed, floating.shift, "BN.A", form, room=1)  # a saturated channel would lose its whole error
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")

@@ -386,10 +386,13 @@ def grid(g: Model, x: Tensor, step: Tensor, role: str, f: Format, lo: int | None
     return g.call(GRID[f.rounding], [x, step], [_like(x)], symbol(role), role, attrs)[0]
 
 
-def shift(g: Model, x: Tensor, role: str, f: Format, random: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """SQ: the grid is R(x) / 2^(bits-1). Returns value and step."""
+def shift(g: Model, x: Tensor, role: str, f: Format, random: Tensor | None = None, room: int = 0) -> tuple[Tensor, Tensor]:
+    """SQ: the grid is R(x) / 2^(bits-1-room). Returns value and step.
+
+    max|x| reaches sqrt(2) R: with room = 1 nothing saturates, for what must not at the price of a bit.
+    """
     g.functions.setdefault("PowerOfTwoRange", _range())
-    attrs = _describe(role, f.bits, f.least, f.greatest, f.rounding) | {"unit": 2.0 ** (1 - f.bits)}
+    attrs = _describe(role, f.bits, f.least, f.greatest, f.rounding) | {"unit": 2.0 ** (1 + room - f.bits)}
     types = [_like(x), TensorType(x.dtype, [])]
     value, step = g.call(SHIFT[f.rounding], _with(random, x), types, symbol(role), role, attrs)
     return value, step

@@ -75,7 +75,7 @@ DEFAULT = Config().profile.name
 PATHS = ("W", "A", "C", "BN", "E1", "E2", "G", "M/U")  # that an ablation can leave in float
 
 # peak rates: integer updates are normalised, FP32 ones have momentum 0.9
-INTEGERS = (0.1, 0.2, 0.4, 0.8)
+INTEGERS = (0.2, 0.4, 0.8, 511 / 512)  # to the greatest that the grid has
 FLOATS = (0.05, 0.1, 0.2, 0.4)
 FINE_INTEGERS = (1 / 512, 1 / 256, 1 / 128, 1 / 64, 1 / 32)  # on the grid of the integer rate
 FINE_FLOATS = (0.0003, 0.001, 0.003, 0.01, 0.03)
@@ -99,18 +99,18 @@ ABLATIONS = (
 # fmt: off
 EXPERIMENTS = {experiment.name: experiment for experiment in (
     Experiment("fashion", "Fashion-MNIST, ResNet-20 from scratch", RESNET20, FASHION,
-               images=None, epochs=5, batch=128, seeds=(0, 1, 2), tuning=Tuning(10_000, 5_000, 2),
+               images=None, epochs=5, batch=128, seeds=(0, 1, 2), tuning=Tuning(10_000, 5_000, 1),
                arms=(Arm(DEFAULT, INTEGERS), Arm("fp32", FLOATS))),
     Experiment("profiles-resnet20", "Profiles, ResNet-20 on 20,000 images of Fashion-MNIST", RESNET20, FASHION,
-               images=20_000, epochs=3, batch=128, seeds=(0, 1), tuning=Tuning(5_000, 2_500, 2), arms=PROFILES),
+               images=20_000, epochs=3, batch=128, seeds=(0, 1), tuning=Tuning(10_000, 2_500, 1), arms=PROFILES),
     Experiment("profiles-thin18", "Profiles, a thin ResNet-18 on 20,000 images of Fashion-MNIST", THIN18, FASHION,
-               images=20_000, epochs=3, batch=128, seeds=(0, 1), tuning=Tuning(5_000, 2_500, 2), arms=PROFILES),
+               images=20_000, epochs=3, batch=128, seeds=(0, 1), tuning=Tuning(10_000, 2_500, 1), arms=PROFILES),
     Experiment("shift-inverted", "A trained CIFAR-10 ResNet-20, fine-tuned on inverted colours", None, CIFAR,
                images=None, epochs=2, batch=64, seeds=(0, 1, 2), tuning=Tuning(3_072, 1_536, 2), arms=FINE, transform="inverted"),
     Experiment("shift-noisy", "A trained CIFAR-10 ResNet-20, fine-tuned on noise at half the contrast", None, CIFAR,
                images=None, epochs=2, batch=64, seeds=(0, 1, 2), tuning=Tuning(3_072, 1_536, 2), arms=FINE, transform="noisy"),
     Experiment("ablation", "One data path at a time in float, ResNet-8 on 20,000 images of Fashion-MNIST at 14x14", RESNET8,
-               FASHION, images=20_000, epochs=4, batch=128, seeds=(0, 1, 2), tuning=Tuning(10_000, 5_000, 2),
+               FASHION, images=20_000, epochs=4, batch=128, seeds=(0, 1, 2), tuning=Tuning(10_000, 5_000, 1),
                arms=ABLATIONS, transform="halved"),
 )}
 # fmt: on
