@@ -9,10 +9,11 @@ import numpy as np
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import insert, parameter_state, quantizer_of, source
+from wageubn_onnx.passes.quantize.place import finer, grid_of, insert, on_grid, parameter_state, quantizer_of, source, squared
 from wageubn_onnx.quantizers import floating
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
+ROOM = 2  # bits by which the greatest channel's range may grow before its stored statistics saturate
 VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
 
 
@@ -37,43 +38,69 @@ def _parameters(g: Model, config: Config) -> None:
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
     """mu on the grid of BN's input, sigma on one finer, epsilon on the grid of the variance under the root.
 
-    An input of fewer bits (BN on the image, say) gets a mu and a sigma of 16 bits over its range.
+    An input of fewer bits (BN on the image, or Q_C in 8 bits) gets a mu and a sigma of 16 bits over its range.
     """
     layer = g.tag(sigma).layer
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
     centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
-    quantizer = quantizer_of(centering.inputs[0])
-    missing = max(mean.bits - int(quantizer.attrs["bits"]), 0)
-    exponent = int(quantizer.attrs["exponent"]) - missing
-    insert(g, mu, floating.direct, "BN.mu", mean, exponent)
-    fine = exponent - (0 if missing else 1)
-    insert(g, sigma, floating.direct, "BN.sigma", deviation, fine, lo=1)
-    epsilon = source(source(sigma).inputs[0]).inputs[1]
-    unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that
-    greatest = 2.0**2 * (deviation.greatest + 1.0) ** 2  # beyond, sigma saturates in any case
-    epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
+    entry = centering.inputs[0]
+    missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+    with g.context(layer=layer):
+        grid = finer(g, grid_of(entry), missing)
+        fine = finer(g, grid, 0 if missing else 1)
+        # a root rounded to `fine` needs its square to a quarter of the square of that
+        under_root = finer(g, squared(g, fine), 2)
+    insert(g, mu, on_grid, "BN.mu", mean, grid)
+    insert(g, sigma, on_grid, "BN.sigma", deviation, fine, lo=1)
+    total = source(source(sigma).inputs[0])
+    greatest = 4 * (deviation.greatest + 1) ** 2  # beyond, sigma saturates in any case
+    positive = replace(deviation, bits=greatest.bit_length() + 1, least=0, greatest=greatest)
+    with g.context(layer=layer):
+        epsilon = total.inputs[1]
+        unit = 2.0 ** (2 * _static_exponent(g, entry, missing) - (2 if missing else 4))
+        epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
+        if not isinstance(under_root, int):
+            total.inputs[1] = on_grid(g, epsilon, "BN.epsilon", positive, under_root, lo=1)
+            # between the batch's variance and the stored one, whose grid is static
+            variance, is_training = total.inputs[0], "labels" in g.named
+            readers = [user for user in variance.outputs if (user is total) != is_training]
+            rounded = on_grid(g, variance, "BN.var", positive, under_root, lo=0)
+            for reader in readers:
+                reader.inputs[0] = rounded
+
+
+def _static_exponent(g: Model, entry: Tensor, missing: int) -> int:
+    """That of mu's grid; where the grid is found at run time, of the one that `ranges` would choose for good."""
+    quantizer = quantizer_of(entry)
+    if "exponent" in quantizer.attrs:
+        return int(quantizer.attrs["exponent"]) - missing
+    held = next(s.value for s in g.states.values() if s.tensor is source(quantizer.inputs[1]).inputs[0])
+    return int(held.max()) + ROOM - missing
 
 
 def _running_statistics(g: Model, config: Config) -> None:
     """Stored with 8 more fractional bits than the batch's mean, and twice as many for the variance's square."""
     for mu in g.by_role("BN.mu"):
-        quantized = source(mu)
-        if quantized.domain is None:
+        if source(mu).domain is None:
             continue
-        layer, exponent = g.tag(mu).layer, int(quantized.attrs["exponent"])
-        form = config.profile.format("BN.running", layer)
-        extra, mean_limit = form.bits - config.profile.format("BN.mu", layer).bits, form.greatest
+        layer = g.tag(mu).layer
+        (centering,) = (u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
+        entry = centering.inputs[0]
+        mean, form = (config.profile.format(path, layer) for path in ("BN.mu", "BN.running"))
+        missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+        exponent = _static_exponent(g, entry, missing)
+        extra, mean_limit = form.bits - mean.bits, form.greatest
         for kind, grid, least, limit in (
             ("running_mean", exponent - extra, -mean_limit, mean_limit),
             ("running_var", 2 * exponent - extra, 0, VARIANCE_LIMIT),
         ):
             (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
             state.info |= {"exponent": grid, "least": least, "limit": limit}
+            wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
             for role in (f"BN.{kind}.batch", f"BN.{kind}"):
                 for tensor in g.by_role(role):
                     if g.tag(tensor).layer == layer and source(tensor).domain is None:
-                        wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
                         insert(g, tensor, floating.direct, role, wide, grid, lo=least)
 
 
@@ -81,5 +108,5 @@ PASS = Pass(
     "quantize-batchnorm",
     "Q_mu, Q_sigma, Q_BN, Q_gamma, Q_beta, and the stored running statistics",
     quantize_batch_norm,
-    ("BN.mu", "BN.sigma", "BN.x", "gamma", "beta", "BN.running_mean", "BN.running_var"),
+    ("BN.mu", "BN.sigma", "BN.var", "BN.epsilon", "BN.x", "gamma", "beta", "BN.running_mean", "BN.running_var"),
 )

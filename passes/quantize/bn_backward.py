@@ -5,12 +5,14 @@ from __future__ import annotations
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import insert, quantizer_of, source, step_of
+from wageubn_onnx.passes.quantize.place import finer, grid_of, insert, on_grid, quotient, source, step_of
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 RATIO_BITS = 29  # 8 bits of gamma over a sigma of at least 1
 RATIO_FRACTION = 20  # gamma/sigma first lands 20 bits below gamma's grid over sigma's
+# Where every channel has its own grid, sigma is some 2^11..2^13 units of its own: 13 bits over 2^-17 hold any gamma over that
+CHANNEL_FRACTION = 17
 
 
 def quantize_bn_backward(g: Model, config: Config) -> None:
@@ -23,9 +25,14 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         coefficient = Format(
             form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2)
         )
-        gamma, sigma = (int(quantizer_of(i).attrs["exponent"]) for i in source(ratio).inputs)
-        fixed = insert(g, ratio, floating.direct, "BN.ratio", wide, gamma - sigma - RATIO_FRACTION)
-        a = insert(g, fixed, floating.shift, "BN.A", form, room=1)  # a saturated channel would lose its whole error
+        with g.context(layer=layer):
+            grid = quotient(g, *(grid_of(i) for i in source(ratio).inputs))
+            per_channel = None if isinstance(grid, int) else finer(g, grid, CHANNEL_FRACTION)
+        if per_channel is None:
+            fixed = insert(g, ratio, on_grid, "BN.ratio", wide, finer(g, grid, RATIO_FRACTION))
+            a = insert(g, fixed, floating.shift, "BN.A", form, room=1)  # a saturated channel would lose its whole error
+        else:
+            a = insert(g, ratio, on_grid, "BN.A", form, per_channel)
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
