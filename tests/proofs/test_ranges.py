@@ -23,6 +23,7 @@ from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.quantize.chance import STEP_LIMIT
 from wageubn_onnx.pipeline import convert
+from wageubn_onnx.profiles import NAMES, PATHS, load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.contracts import CONTRACTS
 from wageubn_onnx.proofs.ranges import RANGES, Proof, prove
@@ -61,6 +62,22 @@ def test_what_convert_writes_is_proven(proven: tuple[Model, Proof]) -> None:
         assert r.bits <= (1 if r.dtype == "bool" else int(r.dtype.lstrip("uint")))
 
 
+@pytest.fixture(scope="module", params=[*NAMES, "half_up"])
+def profiled(request: pytest.FixtureRequest, tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The tiny network in every profile, and with every path rounded half up; with health counters."""
+    name = request.param
+    if name not in NAMES:
+        own = tmp_path_factory.mktemp("profile") / f"{name}.toml"
+        own.write_text('extends = "full8"\n' + "".join(f'[{path}]\nrounding = "{name}"\n' for path in PATHS))
+        name = str(own)
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name), health=True))
+
+
+def test_every_profile_is_proven(profiled: Artifacts) -> None:
+    for stage in ("int_training", "int_eval"):
+        assert doubts(profiled.files[stage]) == []
+
+
 def test_the_file_declares_what_the_manifest_does(tiny_artifacts: Artifacts) -> None:
     for stage in ("int_training", "int_eval"):
         model = tiny_artifacts.files[stage]
@@ -84,21 +101,30 @@ def extreme_states(artifacts: Artifacts, end: str) -> dict[str, Array]:
 
 @pytest.mark.parametrize("start", ["initial", "min", "max", "random"])
 def test_what_is_measured_lies_inside(start: str, tiny_artifacts: Artifacts) -> None:
-    """Every tensor of the graph over three steps, from ordinary and from extreme states."""
-    model, proof = Model(), prove(tiny_artifacts.files["int_training"])
-    model.CopyFrom(tiny_artifacts.files["int_training"])
+    """From ordinary and from extreme states."""
+    lies_inside(tiny_artifacts, start)
+
+
+def test_what_is_measured_lies_inside_in_every_profile(profiled: Artifacts) -> None:
+    lies_inside(profiled, "random")
+
+
+def lies_inside(artifacts: Artifacts, start: str) -> None:
+    """Every tensor of the graph over three steps."""
+    model, proof = Model(), prove(artifacts.files["int_training"])
+    model.CopyFrom(artifacts.files["int_training"])
     outputs = {o.name for o in model.graph.output}
     model.graph.output.extend(v for v in model.graph.value_info if v.name not in outputs)
     session = ort_session(model, optimize=False)
-    formats = tiny_artifacts.manifest["tensors"]
-    state = dict(tiny_artifacts.state)
+    formats = artifacts.manifest["tensors"]
+    state = dict(artifacts.state)
     if start == "random":
         random = np.random.default_rng(0)
         for key, value in state.items():
             drawn = random.integers(formats[key]["min"], formats[key]["max"], value.shape, endpoint=True)
             state[key] = np.asarray(drawn, value.dtype)
     elif start != "initial":
-        state = extreme_states(tiny_artifacts, start)
+        state = extreme_states(artifacts, start)
     for step in range(3):
         pixels = np.full_like(images(), 255 * (step % 2)) if start in ("min", "max") else images(seed=step)
         scalars = {"lr": (-1) ** step * 2**31 - step % 2 if start != "initial" else 20, "gradient_range": 128, "seed": -step}
@@ -188,6 +214,16 @@ def bits(back: int) -> Model:
     return graph(nodes, {"a": i8(-127, 127, 3)})
 
 
+def masked(mask: int) -> Model:
+    """The whole part of a negative number over 256: exact where as many low bits are cleared."""
+    nodes = [
+        h.make_node("BitwiseAnd", ["a", "mask"], ["low"]),
+        h.make_node("Sub", ["a", "low"], ["x"]),
+        h.make_node("Div", ["x", "unit"], ["y"], "planted"),
+    ]
+    return graph(nodes, {"a": i32(-600, 600, 3)}, {"mask": np.int32(mask), "unit": np.int32(256)})
+
+
 def summed(least: int, greatest: int, *shape: Any, wide: bool = True) -> Model:
     return one("ReduceSum", (i64 if wide else i32)(least, greatest, *shape), keepdims=0)
 
@@ -244,6 +280,9 @@ BROKEN: dict[str, tuple[Model, Model, str, str]] = {  # proven, broken, where, w
     "negative dividend": (
         one("Div", i32(0, 9), i32(1, 5)), one("Div", i32(-1, 9), i32(1, 5)),
         "node 'planted'", "Div its dividend may be -1",
+    ),
+    "negative dividend with a rest": (
+        masked(255), masked(127), "node 'planted'", "Div its dividend may be -640",
     ),
     "narrowed": (
         one("Cast", i32(-128, 127), to=T.INT8), one("Cast", i32(-128, 128), to=T.INT8),
@@ -306,6 +345,17 @@ def test_a_fault_is_found_by_name(name: str) -> None:
     first = doubts(broken)[0]
     assert first.startswith(f"{where}: {why}"), first
     assert "\n" not in first
+
+
+def test_low_bits_are_cleared_downwards() -> None:
+    bounds = prove(masked(255)).walk.bounds
+    assert bounds["x"][:2] == (-768, 512)
+    assert bounds["y"][:2] == (-3, 2)
+
+
+@pytest.mark.parametrize(("least", "greatest", "truth"), [(-5, 5, (0, 1)), (0, 0, (0, 0)), (1, 5, (1, 1)), (-5, -1, (1, 1))])
+def test_a_truth_is_whether_a_number_is_not_zero(least: int, greatest: int, truth: tuple[int, int]) -> None:
+    assert prove(one("Cast", i32(least, greatest, 3), to=T.BOOL)).walk.bounds["y"][:2] == truth
 
 
 def test_a_maximum_may_be_negative() -> None:
