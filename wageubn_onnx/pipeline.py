@@ -11,7 +11,7 @@ import onnx
 
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
-from wageubn_onnx.graph import Model, Tensor, next_states, to_proto
+from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing import formats, forward
@@ -34,6 +34,7 @@ from wageubn_onnx.passes.quantize import (
 )
 from wageubn_onnx.passes.quantize import loss as quantize_loss
 from wageubn_onnx.passes.training import backward, loss, sgd, unroll
+from wageubn_onnx.proofs.ranges import require
 from wageubn_onnx.ranges import greatest_errors
 from wageubn_onnx.stages import check_stage
 
@@ -98,7 +99,8 @@ DRY_BATCH = 8  # images
 def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
     """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
 
-    Raises WageubnError, one line, for anything that cannot be converted; then nothing is written.
+    Raises WageubnError, one line, for anything that cannot be converted, ProofFailed where the integer stages could overflow;
+    then nothing is written.
     """
     config = config or Config()
     source = FORWARD(model, config)
@@ -148,6 +150,8 @@ def _outermost(source: Model) -> tuple[str, str]:
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
     proto = to_proto(model, outputs)
     check_stage(proto, model.stage)
+    if model.stage in INTEGER_STAGES:
+        require(proto, model.stage)
     return proto
 
 
