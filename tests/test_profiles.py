@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -93,6 +94,9 @@ fraction = 4
     made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(own(tmp_path, text))))
     entries = made.manifest["quantizers"]
     assert made.manifest["profile"] == "own"
+    assert made.manifest["formats"]["A"] == asdict(Format(7, least=-64))
+    assert [e["layers"] for e in made.manifest["exceptions"]] == ["first", "last"]
+    assert made.manifest["exceptions"][1]["formats"] == {"W": asdict(Format(5, fraction=4))}
     assert {e["bits"] for e in entries if e["role"] == "A"} == {7}
     assert {e["rounding"] for e in entries if e["role"] == "E1"} == {"half_up"}
     assert {e["layer"]: e["bits"] for e in entries if e["role"] == "W"}["fc"] == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from wageubn_onnx import __version__
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
 from wageubn_onnx.graph import DOMAIN, Model, State
+from wageubn_onnx.profiles import Format
 
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")
@@ -28,6 +30,8 @@ def describe(
         "format": 1,
         "source": {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
         "profile": config.profile.name,
+        "formats": _table(config.profile.formats),
+        "exceptions": [{"layers": layers, "formats": _table(formats)} for layers, formats in config.profile.exceptions],
         "tools": {"wageubn-onnx": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
         "optimizer": {
@@ -49,6 +53,10 @@ def describe(
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
     }
+
+
+def _table(formats: dict[str, Format]) -> dict[str, dict[str, Any]]:
+    return {path: asdict(form) for path, form in formats.items()}
 
 
 def _health(step: Model) -> dict[str, Any]:

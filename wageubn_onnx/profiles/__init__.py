@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -110,7 +110,6 @@ class Profile:
     momentum: float = 0.75
     constant_bits: int = 12
     edges: tuple[str, str] = ("", "")  # the first and the last layer with weights
-    text: dict[str, Any] = field(default_factory=dict, compare=False)  # as read, for the manifest
 
     def format(self, path: str, layer: str = "") -> Format:
         """The format of a path, at a layer."""
@@ -159,12 +158,12 @@ def _load(file: pathlib.Path) -> Profile:
         exceptions.append((pattern, found))
     known = {f.name: f for f in fields(Profile)}
     for key, value in numbers.items():
-        _require(key in known and key not in ("name", "edges", "text"), name, f"unknown key {key!r}")
+        _require(key in known and key not in ("name", "edges"), name, f"unknown key {key!r}")
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
         wanted = kinds[str(known[key].type)]
         fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted == (bool,))
         _require(fits, name, f"{key} has the wrong type")
-    profile = Profile(name=name, formats=formats, exceptions=tuple(exceptions), text=text, **({"summary": ""} | numbers))
+    profile = Profile(name=name, formats=formats, exceptions=tuple(exceptions), **({"summary": ""} | numbers))
     _check(profile)
     return profile
 

@@ -15,10 +15,10 @@ import onnx
 
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.infer import TensorType
-from wageubn_onnx.profiles import Format
+from wageubn_onnx.profiles import ROUNDINGS, Format
 from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.symbols import symbol
-from wageubn_onnx.quantizers.text import ROUNDINGS, SUFFIX, function
+from wageubn_onnx.quantizers.text import SUFFIX, function
 
 
 def _bounds(of: str) -> str:
