@@ -42,6 +42,30 @@ def test_a_later_exception_wins(tmp_path: Path) -> None:
     assert [profile.format("A", layer).bits for layer in ("stem", "layer1", "layer2", "fc")] == [8, 6, 5, 4]
 
 
+def test_a_name_may_leave_paths_in_float(tmp_path: Path) -> None:
+    """Whole groups too, at every layer; what they would be quantized to stays known."""
+    full8, left = load_profile("full8"), load_profile("full8-BN-U")
+    assert left.name == "full8-BN-U" and full8.has_integers and not left.has_integers
+    assert {p for p in PATHS if left.format(p).is_float} == {"BN.mu", "BN.sigma", "BN.x", "BN.running", "BN.A", "U"}
+    assert left.format("BN.mu").bits == 16
+    text = 'extends = "full8"\n[layers.fc.W]\nbits = 5\nfraction = 4\n[layers.last.A]\nfunction = "float"\n'
+    own_profile = load_profile(own(tmp_path, text)).on("stem", "fc")
+    assert own_profile.format("A", "fc").is_float and not own_profile.format("A", "stem").is_float
+    assert not own_profile.has_integers
+    assert own_profile.with_float("W").format("W", "fc").is_float
+    with pytest.raises(WageubnError, match="profile full8: no data path 'E3'"):
+        load_profile("full8-E3")
+
+
+def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
+    text = 'extends = "full8"\nmomentum = 0.9\n[M.coefficient]\nfunction = "float"\n'
+    with pytest.raises(WageubnError, match="gradients of G.W add up"):
+        load_profile(own(tmp_path, text))
+    text += "".join(f'[M.{kind}]\nfunction = "float"\n' for kind in ("W", "gamma", "beta", "bias"))
+    (tmp_path / "free.toml").write_text(text)
+    assert load_profile(str(tmp_path / "free.toml")).momentum == 0.9
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -58,6 +82,10 @@ def test_a_later_exception_wins(tmp_path: Path) -> None:
         ('extends = "full8"\n[E1]\nfraction = 7', "finds its grid at run time"),
         ('extends = "full8"\n[A]\nleast = -300', "which 8 bits do not hold"),
         ('extends = "full8"\nmomentum = 0.9', "rounds to 1"),
+        ('extends = "full8"\nmomentum = 1.0', "not in 0..1"),
+        ('extends = "full8"\n[E1]\nbounded = false', "only direct quantization"),
+        ('extends = "full8"\n[A]\nbounded = false\nleast = -3', "leave out least"),
+        ('extends = "full8"\n[layers.fc.lr]\nfunction = "float"', "one for all layers"),
         ('extends = "full8"\n[M.W]\nbits = 6', "gradients of G.W add up"),
         ('extends = "full8"\n[U]\nfraction = 5', "coarser than W"),
         ('extends = "full8"\nspeed = 1', "unknown key 'speed'"),

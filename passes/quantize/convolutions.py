@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from wageubn_onnx.config import Config
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import form_exponent, insert, moments
+from wageubn_onnx.passes.quantize.place import expected_reach, form_exponent, insert
 from wageubn_onnx.quantizers import floating
 
 
@@ -17,16 +15,8 @@ def quantize_convolutions(g: Model, config: Config) -> None:
         is_logits = tensor is g.named["logits"]
         role = "Z" if is_logits else "C"
         form = config.profile.format(role, g.tag(tensor).layer)
-        exponent = form_exponent(form, _reach(g, tensor) * (4.0 if is_logits else 1.0))
+        exponent = form_exponent(form, expected_reach(g, tensor) * (4.0 if is_logits else 1.0))
         insert(g, tensor, floating.direct, role, form, exponent)
-
-
-def _reach(g: Model, tensor: Tensor) -> float:
-    """The greatest magnitude expected, in the weights' scale after `rescale`."""
-    layer = g.tag(tensor).layer
-    (scale,) = (s.info["scale_log2"] for s in g.states.values() if s.layer == layer and s.kind == "W")
-    reach = moments(g, tensor).reach
-    return float((np.ldexp(reach, scale) if isinstance(scale, list) else reach).max())
 
 
 PASS = Pass("quantize-convolutions", "Q_C on every product's output, Q_Z on the logits", quantize_convolutions, ("C", "Z"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
@@ -42,23 +43,23 @@ def source(tensor: Tensor) -> gs.Node:
 
 def fill(g: Model, slot: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
     """Put ``quantizer(g, x, *args, **kwargs)`` in the place that an Identity kept for it; return its value."""
-    with g.context(layer=g.tag(slot).layer):
-        quantized = _value(quantizer(g, source(slot).inputs[0], *args, **kwargs))
-    g.replace_uses(slot, quantized)
-    return quantized
+    return _place(g, slot, source(slot).inputs[0], quantizer, *args, **kwargs)
 
 
 def insert(g: Model, tensor: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
     """Put ``quantizer(g, tensor, *args, **kwargs)`` between ``tensor`` and everything that reads it; return its value."""
-    with g.context(layer=g.tag(tensor).layer):
-        quantized = _value(quantizer(g, tensor, *args, **kwargs))
-    g.replace_uses(tensor, quantized)
+    return _place(g, tensor, tensor, quantizer, *args, **kwargs)
+
+
+def _place(g: Model, old: Tensor, x: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
+    """Let what reads ``old`` read the quantized ``x``. A format in float is no quantizer: then ``old`` stays."""
+    if any(isinstance(a, Format) and a.is_float for a in args):
+        return old
+    with g.context(layer=g.tag(old).layer):
+        result = quantizer(g, x, *args, **kwargs)
+    quantized: Tensor = result[0] if isinstance(result, tuple) else result  # a dynamic one also returns its step
+    g.replace_uses(old, quantized)
     return quantized
-
-
-def _value(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A dynamic quantizer returns its value and its step."""
-    return result[0] if isinstance(result, tuple) else result
 
 
 def expect_also(g: Model, tensor: Tensor, role: str) -> None:
@@ -95,6 +96,11 @@ def is_shifted(tensor: Tensor) -> bool:
     return is_quantized(tensor) and quantizer_of(tensor).op.startswith("ShiftQuantize")
 
 
+def is_dynamic(tensor: Tensor) -> bool:
+    """Whether ``tensor`` lies on a grid found at run time, so that `step_of` has an answer."""
+    return is_quantized(tensor) and quantizer_of(tensor).op.startswith(DYNAMIC)
+
+
 def step_of(tensor: Tensor) -> Tensor:
     """The run-time step of the dynamic quantizer on whose grid ``tensor`` lies."""
     node = quantizer_of(tensor)
@@ -110,6 +116,15 @@ def moments(g: Model, tensor: Tensor) -> Moments:
     return found
 
 
+def expected_reach(g: Model, tensor: Tensor) -> float:
+    """The greatest magnitude expected of a forward tensor; of a product, in the weights' scale after `rescale`."""
+    layer, reach = g.tag(tensor).layer, moments(g, tensor).reach
+    for state in g.states.values():
+        if state.layer == layer and state.kind == "W" and isinstance(state.info["scale_log2"], list):
+            reach = np.ldexp(reach, state.info["scale_log2"])
+    return float(reach.max())
+
+
 def form_exponent(form: Format, reach: float) -> int:
     """The exponent of a static format: of its fixed grid, or the least that holds ``reach``."""
     return exponent_for(reach, form.bits) if form.fraction is None else form.exponent
@@ -117,7 +132,7 @@ def form_exponent(form: Format, reach: float) -> int:
 
 def static_exponent(g: Model, tensor: Tensor, form: Format) -> int:
     """The exponent of a forward tensor's format, from its expected range."""
-    return form_exponent(form, float(moments(g, tensor).reach.max()))
+    return form_exponent(form, expected_reach(g, tensor))
 
 
 def parameter(g: Model, slot: Tensor) -> State:
@@ -132,18 +147,26 @@ def state_of(g: Model, tensor: Tensor, kind: str) -> State:
     return state
 
 
+def own_exponent(state: State) -> int:
+    """k where `rescale` left a weight on its own exponent, 2^-k times the fixed grid; 0 for all others."""
+    k = state.info.get("scale_log2")
+    return k if isinstance(k, int) else 0
+
+
 def parameter_state(g: Model, config: Config, slot: Tensor, kind: str, least_reach: float) -> None:
     """Fill the slot of a parameter other than a weight: bits over twice its initial range, stored on the grid of U."""
     state = parameter(g, slot)
     form, stored = config.profile.format(kind, state.layer), config.profile.format("U", state.layer)
     exponent = form_exponent(form, 2.0 * max(float(abs(state.value).max()), least_reach))
-    state.info |= {"exponent": stored.exponent, "limit": int(form.greatest * 2.0 ** (exponent - stored.exponent))}
+    if form.bounded and not form.is_float:
+        state.info["limit"] = int(form.greatest * 2.0 ** (exponent - stored.exponent))
+    state.info["exponent"] = stored.exponent
     fill(g, slot, floating.direct, kind, form, exponent)
 
 
 def random_for(g: Model, form: Format, key: str, slot: Tensor) -> Tensor | None:
     """16 random bits an element of ``slot`` where its format rounds stochastically: a hash of (seed, step, ``key``, element)."""
-    if form.rounding != "stochastic":
+    if form.is_float or form.rounding != "stochastic":
         return None
     with g.context(layer=g.tag(slot).layer):
         return floating.random_bits(g, g.named["seed"], g.states["step"].tensor, key, list(slot.shape))

@@ -374,7 +374,7 @@ def direct(
     random: Tensor | None = None,
 ) -> Tensor:
     """clip(round(x / 2^exponent), lo, hi) * 2^exponent; bounds default to the format's."""
-    low, high = (f.least if lo is None else lo), (f.greatest if hi is None else hi)
+    low, high = (own if given is None else given for own, given in zip(f.bounds, (lo, hi), strict=True))
     attrs = _describe(role, f.bits, low, high, f.rounding) | {"exponent": exponent, "step": 2.0**exponent}
     return g.call(DIRECT[f.rounding], _with(random, x), [_like(x)], symbol(role), role, attrs)[0]
 
