@@ -196,7 +196,8 @@ class Twins:
         exact_values["images"] = np.ldexp(found[self.image].astype(np.float64), self.image_exponent)
         exact_values["lr"] = np.ldexp(values["lr"].astype(np.float64), lr)
         for key, value in state.items():
-            exact_values[key] = value if key == "step" else np.ldexp(value.astype(np.float64), tensors[key]["exponent"])
+            plain = tensors[key]["kind"] in ("step", "exponent")
+            exact_values[key] = value if plain else np.ldexp(value.astype(np.float64), tensors[key]["exponent"])
         expected = self.exact(exact_values)
         integers = {k: np.ldexp(found[k].astype(np.float64), self.exponent(k, found)) for k in expected}
         return [k for k in expected if not np.array_equal(integers[k], expected[k])], found
@@ -213,7 +214,7 @@ class Twins:
                 drawn = np.full(value.shape, high)
             elif how == "corners":
                 drawn = random.choice([low, high], value.shape)
-            elif how == "uniform":
+            elif how == "uniform" or entry["kind"] == "exponent":
                 drawn = random.integers(low, high + 1, value.shape)
             else:  # every magnitude alike
                 size = np.exp2(random.uniform(0, np.log2(high), value.shape))
@@ -267,7 +268,9 @@ fraction = 5
 """
 
 
-@pytest.mark.parametrize("profile", ["e16", "sq8", "sq8s", UPWARD, MIXED], ids=["e16", "sq8", "sq8s", "upward", "mixed"])
+@pytest.mark.parametrize(
+    "profile", ["e16", "sq8", "sq8s", "fast", UPWARD, MIXED], ids=["e16", "sq8", "sq8s", "fast", "upward", "mixed"]
+)
 def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path: Path) -> None:
     """Two steps of the integer step against float64, of named profiles and of a user's own."""
     name = profile
@@ -297,11 +300,12 @@ def test_any_state_in_its_ranges_stays_exact_and_in_range(how: str, twins: Twins
                 assert entry["min"] <= after.min() and after.max() <= entry["max"], key
 
 
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
-    return converted(tmp_path_factory.mktemp("twins"), 0)
+@pytest.fixture(scope="module", params=["full8", "fast"])
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    return converted(tmp_path_factory.mktemp("twins"), 0, profile=load_profile(request.param))
 
 
+@pytest.mark.parametrize("twins", ["full8"], indirect=True)
 def test_float32_is_not_enough_but_close(tiny_artifacts: Artifacts, twins: Twins) -> None:
     """`quant_training` as written, in float32, rounds a few values to a neighbour: its loss stays within 2 %."""
     values = feeds()

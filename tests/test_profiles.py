@@ -15,6 +15,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import NAMES, PATHS, Format, load_profile
+from wageubn_onnx.proofs.audit import audit_model
 
 
 def own(folder: Path, text: str) -> str:
@@ -28,6 +29,14 @@ def test_a_named_profile_has_every_path(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name and profile.summary
     assert set(profile.formats) == set(PATHS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if load_profile(name).has_integers])
+def test_a_named_profile_passes_the_audit(name: str, tmp_path: Path) -> None:
+    onnx.save(tiny(), tmp_path / "tiny.onnx")
+    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name)))
+    for stage in ("int_training", "int_eval"):
+        assert audit_model(made.files[stage]).findings == []
 
 
 def test_what_a_profile_extends_stays() -> None:
@@ -80,6 +89,10 @@ def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
         ('extends = "full8"\n[E2]\nbits = 16', "a flag pair has 8 bits"),
         ('extends = "full8"\n[E1]\nfunction = "flag"', "function 'flag', not shift"),
         ('extends = "full8"\n[E1]\nfraction = 7', "finds its grid at run time"),
+        ('extends = "full8"\n[E1]\ndelayed = 1', "must be of type bool"),
+        ('extends = "full8"\n[A]\ndelayed = true', "no run-time exponent that could be delayed"),
+        ('extends = "full8"\n[E2]\ndelayed = true', "a flag pair's two grids"),
+        ('extends = "full8"\n[C]\ndelayed = true\nfraction = 7', "finds its grid at run time"),
         ('extends = "full8"\n[A]\nleast = -300', "which 8 bits do not hold"),
         ('extends = "full8"\nmomentum = 0.9', "rounds to 1"),
         ('extends = "full8"\nmomentum = 1.0', "not in 0..1"),

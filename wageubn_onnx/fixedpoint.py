@@ -14,47 +14,55 @@ from wageubn_onnx.graph import Model, Tensor
 
 @dataclass(frozen=True)
 class Exponent:
-    """static + the sum of run-time int32 scalars."""
+    """static + the sum of ``terms`` - the sum of ``minus``: int32 tensors of the step, [] or one a channel, [1, C, 1, 1]."""
 
     static: int = 0
     terms: tuple[Tensor, ...] = ()
+    minus: tuple[Tensor, ...] = ()
 
     def __add__(self, other: Exponent | int) -> Exponent:
+        """What one adds and the other subtracts is gone."""
         if isinstance(other, int):
-            return Exponent(self.static + other, self.terms)
-        return Exponent(self.static + other.static, self.terms + other.terms)
+            return Exponent(self.static + other, self.terms, self.minus)
+        terms, minus = self.terms + other.terms, self.minus + other.minus
+        return Exponent(self.static + other.static, _without(terms, minus), _without(minus, terms))
+
+    def __sub__(self, other: Exponent) -> Exponent:
+        return self + Exponent(-other.static, other.minus, other.terms)
+
+    @property
+    def is_static(self) -> bool:
+        return not self.terms and not self.minus
+
+    @property
+    def is_per_channel(self) -> bool:
+        return any(t.shape for t in (*self.terms, *self.minus))
 
     def same_terms(self, other: Exponent) -> bool:
         """Whether the two differ by a static amount."""
-        return Counter(t.name for t in self.terms) == Counter(t.name for t in other.terms)
+        return (self - other).is_static
 
     def tensor(self, g: Model) -> Tensor:
-        """As one int32 scalar tensor."""
-        if not self.terms:
-            return g.scalar(self.static, np.int32)
-        total = self.terms[0]
-        for term in self.terms[1:]:
-            total = g.op("Add", total, term, name="exponent")
-        return g.op("Add", total, g.scalar(self.static, np.int32), name="exponent") if self.static else total
-
-    def distance(self, g: Model, source: Exponent) -> Tensor:
-        """self - source as an int32 scalar tensor: how far a mantissa on ``source`` must shift right to come here."""
-        mine, theirs = Counter(t.name for t in self.terms), Counter(t.name for t in source.terms)
-        plus = _take(self.terms, mine - theirs)
-        minus = _take(source.terms, theirs - mine)
-        total = Exponent(self.static - source.static, plus).tensor(g)
-        for term in minus:
-            total = g.op("Sub", total, term, name="shift")
+        """As one int32 tensor."""
+        total: Tensor | None = None
+        for term in self.terms:
+            total = term if total is None else g.op("Add", total, term, name="exponent")
+        if self.static or total is None:
+            static = g.scalar(self.static, np.int32)
+            total = static if total is None else g.op("Add", total, static, name="exponent")
+        for term in self.minus:
+            total = g.op("Sub", total, term, name="exponent")
         return total
 
 
-def _take(terms: tuple[Tensor, ...], wanted: Counter[str]) -> tuple[Tensor, ...]:
-    left, taken = Counter(wanted), []
+def _without(terms: tuple[Tensor, ...], gone: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    left, kept = Counter(t.name for t in gone), []
     for term in terms:
         if left[term.name] > 0:
             left[term.name] -= 1
-            taken.append(term)
-    return tuple(taken)
+        else:
+            kept.append(term)
+    return tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -92,15 +100,15 @@ class Ratio:
 
     @property
     def exponent(self) -> Exponent:
-        return self.numerator.exponent + Exponent(-self.denominator.exponent.static)
+        return self.numerator.exponent - self.denominator.exponent
 
 
 @dataclass(frozen=True)
 class Offset:
-    """value = ratio + a constant, not yet rounded."""
+    """value = ratio + a constant, which a run-time grid makes a tensor; not yet rounded."""
 
     ratio: Ratio
-    constant: Constant
+    constant: Constant | Fixed
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,16 @@ def _quantizer(quantized: Model, node: Any, lowered: dict[str, Value]) -> dict[s
 
 
 def _exponent(exponent: Exponent) -> dict[str, Any]:
-    """``fraction`` where static; else the ``exponent`` tensors of the step, to be summed, and what is to be added to them."""
-    if not exponent.terms:
+    """``fraction`` where static; else the ``exponent`` tensors of the step, to be summed, and what is to be added to them.
+
+    Those of ``exponent_minus`` are to be subtracted.
+    """
+    if exponent.is_static:
         return {"fraction": -exponent.static}
-    names = [t.name for t in exponent.terms]
-    if len(names) == 1 and not exponent.static:
+    names, minus = ([t.name for t in side] for side in (exponent.terms, exponent.minus))
+    if len(names) == 1 and not minus and not exponent.static:
         return {"exponent": names[0]}
-    return {"exponent": names, "exponent_offset": exponent.static}
+    return {"exponent": names, "exponent_offset": exponent.static} | ({"exponent_minus": minus} if minus else {})
 
 
 def _activations(quantized: Model, lowered: dict[str, Value]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from wageubn_onnx.passes.quantize import (
 )
 from wageubn_onnx.passes.quantize import loss as quantize_loss
 from wageubn_onnx.passes.training import backward, loss, sgd, unroll
+from wageubn_onnx.ranges import greatest_errors
 from wageubn_onnx.stages import check_stage
 
 
@@ -92,6 +93,9 @@ INT_EVAL = Stage("int_eval", "integer inference from the same state", (integers.
 STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, QUANT_EVAL, INT_EVAL)
 
 
+DRY_BATCH = 8  # images
+
+
 def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
     """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
 
@@ -109,6 +113,8 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     fp_state = {key: state.value for key, state in step.states.items()}
     files["fp_training"] = _written(step, _step_outputs(step, config))
 
+    if config.profile.is_delayed:
+        step.notes["errors"] = _first_errors(source, config)
     quantized = QUANT_TRAINING(step, config)
     files["quant_training"] = _written(quantized, _step_outputs(quantized, config))
     integers = INT_TRAINING(quantized, config) if config.profile.has_integers else None
@@ -128,6 +134,13 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     if out is not None:
         artifacts.save(out)
     return artifacts
+
+
+def _first_errors(source: Model, config: Config) -> dict[str, float]:
+    """How great each error will be, for the first step of a profile that takes its exponents from the step before."""
+    few = replace(config, batch=min(config.batch, DRY_BATCH))
+    found = greatest_errors(rescale.PASS(FP_TRAINING(source, few), few))
+    return {name: greatest * few.batch / config.batch for name, greatest in found.items()}
 
 
 def _outermost(source: Model) -> tuple[str, str]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from wageubn_onnx.graph import Model, to_proto
+from wageubn_onnx.graph import Model, Tensor, to_proto
 
 Array = np.ndarray[Any, Any]
 SPREAD = 6.0  # deviations that an activation format covers
+BLOCK = 8  # pixels of one colour in the images of a dry run: natural images are smooth
 CONVOLUTION_SPREAD = 16.0  # and a convolution's 16-bit format, which must last while the weights train
 
 
@@ -52,15 +53,41 @@ def measure(forward: Model, images: Array) -> dict[str, Moments]:
 
     Reach is the greatest magnitude seen, but for a convolution's output, whose 16 bits leave room for training.
     """
-    tensors = [n.outputs[0] for n in forward.graph.nodes]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    proto = to_proto(forward, {t.name: t for t in tensors})
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    results = session.run([t.name for t in tensors], {"images": images})
-    outputs = dict(zip([t.name for t in tensors], results, strict=True)) | {"images": images}
+    tensors = {n.outputs[0].name: n.outputs[0] for n in forward.graph.nodes}
+    outputs = _run(forward, tensors, {"images": images}) | {"images": images}
     convolutions = {n.outputs[0].name for n in forward.graph.nodes if n.op == "Conv"}
     return {name: _measured(value.astype(np.float64), name in convolutions) for name, value in outputs.items()}
+
+
+def greatest_errors(step: Model) -> dict[str, float]:
+    """The greatest magnitude in every place of an error quantizer of ``step``, a float training step, by its tensor's name.
+
+    A dry run on images of random blocks and random labels (a fixed seed), of which ``step`` takes a few: errors of a mean loss
+    are the greater the fewer images there are.
+    """
+    images, labels = step.named["images"], step.named["labels"]
+    found, shape, draw = step.notes["ranges"]["input"], images.shape, np.random.default_rng(0)
+    blocks = draw.uniform(-math.sqrt(3), math.sqrt(3), (*shape[:2], *(-(-n // BLOCK) for n in shape[2:])))
+    noise = np.kron(blocks, np.ones((1, 1, BLOCK, BLOCK)))[:, :, : shape[2], : shape[3]]
+    feeds = {state.key: state.value for state in step.states.values()} | {
+        images.name: (found.mean.reshape(-1, 1, 1) + noise * found.deviation.reshape(-1, 1, 1)).astype(np.float32),
+        labels.name: draw.integers(0, step.notes["classes"], labels.shape).astype(labels.dtype),
+    }
+    feeds[step.named["lr"].name] = np.zeros([], np.float32)  # nothing is updated
+    operands = {slot.name: slot.inputs[0].inputs[:1] for slot in step.by_role("E1", "E2", "E.bn")}
+    operands |= {total.name: total.inputs[0].inputs for total in step.by_role("E.sum")}
+    tensors = {tensor.name: tensor for each in operands.values() for tensor in each}
+    results = _run(step, tensors, feeds)
+    return {name: max(float(abs(results[t.name]).max()) for t in each) for name, each in operands.items()}
+
+
+def _run(model: Model, tensors: dict[str, Tensor], feeds: dict[str, Array]) -> dict[str, Array]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(to_proto(model, tensors).SerializeToString(), options)
+    known = {i.name for i in session.get_inputs()}
+    results = session.run(list(tensors), {name: value for name, value in feeds.items() if name in known})
+    return dict(zip(tensors, results, strict=True))
 
 
 def _measured(value: Array, is_convolution: bool) -> Moments:

@@ -49,8 +49,9 @@ class Watched:
 def count_health(g: Model, config: Config) -> None:
     """Make ``named['health']``, int32 [quantizers, 3], and ``notes['health']``, what its rows stand for, where asked to.
 
-    A row is: how many elements lie at a bound of their format; 1 where all are zero, else 0; the exponent of the mantissas. A
-    quantizer of two tensors (a flag pair, the operands of a sum) is one row. A quantized constant has none: it never changes.
+    A row is: how many elements lie at a bound of their format; 1 where all are zero, else 0; the exponent of the mantissas, the
+    greatest where every channel has its own. A quantizer of two tensors (a flag pair, the operands of a sum) is one row. A
+    quantized constant has none: it never changes.
     """
     if not config.health:
         return
@@ -58,9 +59,8 @@ def count_health(g: Model, config: Config) -> None:
     groups: dict[Hashable, list[Watched]] = {}
     for node in _quantizers(g):
         parts = [o for o in node.outputs if o.name in exponents]
-        bounded = (
-            parts[:1] if node.op.startswith("FlagQuantize") else parts
-        )  # +-127 is no bound of a low part: it carries into the high
+        # +-127 is no bound of a flag pair's low part: it carries into the high
+        bounded = parts[:1] if node.op.startswith("FlagQuantize") else parts
         watched = Watched(node, parts, bounded)
         groups.setdefault(watched.group, []).append(watched)
     rows = [w for group in groups.values() for w in group]
@@ -68,7 +68,7 @@ def count_health(g: Model, config: Config) -> None:
         counts = [_counts(g, group) for group in groups.values()]
         some = g.op("Concat", *(nonzero for _, nonzero in counts), name="nonzero", axis=0)
         all_zero = g.op("Sub", g.scalar(1, np.int32), g.op("Cast", some, name="nonzero", to=T.INT32), name="all_zero")
-        exponent = [g.op("Reshape", exponents[w.parts[0].name].tensor(g), g.ints(1), name="exponent") for w in rows]
+        exponent = [_greatest(g, exponents[w.parts[0].name]) for w in rows]
         columns = g.op("Concat", *(saturated for saturated, _ in counts), all_zero, *exponent, name="columns", axis=0)
         columns = g.op("Reshape", columns, g.ints(3, len(rows)), name="columns")
         g.named["health"] = g.op("Transpose", columns, name="rows", perm=[1, 0])
@@ -76,6 +76,14 @@ def count_health(g: Model, config: Config) -> None:
         {"node": w.node.name, "layer": g.tag(w.parts[0]).layer, "role": w.node.attrs["role"], "elements": w.elements}
         for w in rows
     ]
+
+
+def _greatest(g: Model, exponent: Exponent) -> Tensor:
+    """Of one exponent, or of one a channel: int32 [1]."""
+    tensor = exponent.tensor(g)
+    if exponent.is_per_channel:
+        tensor = g.op("ReduceMax", tensor, g.ints(0, 1, 2, 3), name="exponent", keepdims=0)
+    return g.op("Reshape", tensor, g.ints(1), name="exponent")
 
 
 def _exponents(lowered: dict[str, Value]) -> dict[str, Exponent]:

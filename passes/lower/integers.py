@@ -28,14 +28,13 @@ def _operands(lower: Lowering, node: gs.Node) -> list[Value]:
 
 
 def add(lower: Lowering, node: gs.Node) -> Value:
-    """Fixed + Fixed on the finer exponent; Ratio + Constant waits for its root; integers of the optimizer stay integers."""
+    """Fixed + Fixed on the finer exponent; a variance + epsilon waits for its root; integers of the optimizer stay integers."""
     a, b = _operands(lower, node)
     if isinstance(a, Raw) and isinstance(b, Raw):
         return Raw(lower.g.op(node.op, a.tensor, b.tensor, name=short_name(node)))
-    if isinstance(b, Constant) and not isinstance(a, (Pair, Ratio)):
-        a = Ratio(lower.fixed(a, node), Fixed(lower.g.scalar(1, np.int64), Exponent(), 1, 1))
-    if isinstance(a, Ratio) and isinstance(b, Constant):
-        return Offset(a, b)
+    if lower.source.tag(node.outputs[0]).role == "BN.eps" and isinstance(b, (Constant, Fixed)):
+        one = Fixed(lower.g.scalar(1, np.int64), Exponent(), 1, 1)
+        return Offset(a if isinstance(a, Ratio) else Ratio(lower.fixed(a, node), one), b)
     return lower.add(lower.fixed(a, node), lower.fixed(b, node), node)
 
 
@@ -65,9 +64,15 @@ def multiply(lower: Lowering, node: gs.Node) -> Value:
 
 
 def divide(lower: Lowering, node: gs.Node) -> Value:
-    """Nothing is divided yet: the quantizer that follows rounds the exact ratio."""
-    a, b = (lower.fixed(v, node) for v in _operands(lower, node))
-    if b.lo < 1 or b.exponent.terms:
+    """Nothing is divided yet: the quantizer that follows rounds the exact ratio. Grids are: exponents are subtracted."""
+    x, y = _operands(lower, node)
+    if isinstance(y, Step):
+        if isinstance(x, Constant) and x.is_power_of_two:
+            x = Step(Exponent(x.log2))
+        if isinstance(x, Step):
+            return Step(x.exponent - y.exponent)
+    a, b = lower.fixed(x, node), lower.fixed(y, node)
+    if b.lo < 1:
         raise WageubnError(f"node {node.name!r}: its divisor may be below 1; this is a fault of a pass")
     return Ratio(a, b)
 
@@ -86,10 +91,12 @@ def relu(lower: Lowering, node: gs.Node) -> Value:
 
 
 def at_least(lower: Lowering, node: gs.Node) -> Value:
-    """Max with a constant raises the least mantissa."""
+    """Max with a constant raises the least mantissa; of two exponents it is the greater."""
     value, constant = _operands(lower, node)
+    if isinstance(value, Raw) and isinstance(constant, Raw):
+        return Raw(lower.g.op("Max", value.tensor, constant.tensor, name=short_name(node)))
     x, least = lower.fixed(value, node), lower.fixed(constant, node)
-    if x.exponent.terms:
+    if not x.exponent.is_static:
         raise WageubnError(f"node {node.name!r}: Max on a run-time exponent has no integer lowering")
     least = lower.raised(least, x.exponent.static, node)
     tensor = lower.g.op("Max", lower.int32(x, node), least.tensor, name=short_name(node))
@@ -207,11 +214,23 @@ def structural(lower: Lowering, node: gs.Node) -> Value:
     value = lower.value(node.inputs[0])
     if isinstance(value, Ratio):
         return Ratio(_moved(value.numerator, emit), value.denominator)
+    if isinstance(value, Fixed) and value.exponent.is_per_channel:
+        return _moved_with_exponent(value, node, emit)
     return lower.structural(value, node, emit)
 
 
 def _moved(x: Fixed, emit: Any) -> Fixed:
     return Fixed(emit(x.tensor), x.exponent, x.lo, x.hi)
+
+
+def _moved_with_exponent(x: Fixed, node: gs.Node, emit: Any) -> Fixed:
+    """A tensor with one exponent an element: both move."""
+    terms = [t for t in (*x.exponent.terms, *x.exponent.minus) if t.shape]
+    if any(t.shape != x.tensor.shape for t in terms):
+        raise WageubnError(f"node {node.name!r}: {node.op} of a tensor with an exponent a channel has no integer lowering")
+    moved = {t.name: emit(t) for t in terms}
+    sides = (tuple(moved.get(t.name, t) for t in side) for side in (x.exponent.terms, x.exponent.minus))
+    return Fixed(emit(x.tensor), Exponent(x.exponent.static, *sides), x.lo, x.hi)
 
 
 def concat(lower: Lowering, node: gs.Node) -> Value:
@@ -277,10 +296,11 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
                 _input(lower, name)
         for state in quantized.states.values():
             lo, hi = state.info.get("least", -state.info["limit"]), state.info["limit"]
-            exponent, dtype = int(state.info["exponent"]), dtype_for(lo, hi)
+            plain = state.kind in ("step", "exponent")
+            exponent, dtype = int(state.info["exponent"]), np.dtype(np.int32) if plain else dtype_for(lo, hi)
             integers = np.clip(np.round(np.ldexp(state.value.astype(np.float64), -exponent)), lo, hi)
             mine = g.state(state.key, state.kind, state.layer, np.asarray(integers, dtype), **state.info | {"least": lo})
-            lower.values[state.key] = Raw(mine.tensor) if state.kind == "step" else Fixed(mine.tensor, Exponent(exponent), lo, hi)
+            lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
         lower.run(RULES)
         for key, state in quantized.states.items():
             if state.after is not None:

@@ -41,10 +41,7 @@ def _random(lower: Lowering, node: gs.Node) -> list[Tensor]:
     """The random bits of a stochastic quantizer, its last operand; none for the others."""
     if node.attrs["rounding"] != "stochastic":
         return []
-    bits = lower.value(node.inputs[-1])
-    if not isinstance(bits, Raw):
-        raise WageubnError(f"node {node.name!r}: random bits must be integers; this is a fault of a pass")
-    return [bits.tensor]
+    return [_integer(lower, node.inputs[-1], node)]
 
 
 def _emit(
@@ -84,25 +81,25 @@ def _to_grid(lower: Lowering, node: gs.Node, value: Value, target: Exponent) -> 
         if reduced is not None:
             return reduced
     x = lower.fixed(value, node)
-    shift = target.distance(lower.g, x.exponent)
-    known = x.exponent.same_terms(target)
-    up = x.exponent.static - target.static if known else 0
-    if x.tensor.dtype != np.int64 and x.bound * 2 ** max(up, 0) < NARROW_LIMIT and known:
-        return _emit(
-            lower, node, integer.DIRECT, [lower.cast(x.tensor, np.int32), shift, *_random(lower, node)], target, x.tensor.shape
-        )
-    lower.checked(x.bound, WIDE_LIMIT, node)
-    return _emit(
-        lower, node, integer.DIRECT_WIDE, [lower.cast(x.tensor, np.int64), shift, *_random(lower, node)], target, x.tensor.shape
-    )
+    distance = target - x.exponent
+    reach = x.bound * 2 ** max(-distance.static, 0)
+    if distance.is_static and reach < NARROW_LIMIT and x.tensor.dtype != np.int64:
+        function, dtype = integer.DIRECT, np.int32
+    elif max(map(abs, _bounds(node))) <= integer.GRID_BOUND and x.bound < NARROW_LIMIT and x.tensor.dtype != np.int64:
+        function, dtype = integer.GRID, np.int32
+    else:
+        lower.checked(x.bound, WIDE_LIMIT, node)
+        function, dtype = integer.DIRECT_WIDE, np.int64
+    inputs = [lower.cast(x.tensor, dtype), distance.tensor(lower.g), *_random(lower, node)]
+    return _emit(lower, node, function, inputs, target, x.tensor.shape)
 
 
 def _pair(lower: Lowering, node: gs.Node, value: Pair, target: Exponent) -> Fixed | None:
     """The accumulators of a flag pair, low bits dropped; None where that is not static, or could saturate."""
     source, base = value.low.exponent, value.base
-    if not source.same_terms(target) or not 1 <= target.static - source.static < base:
-        return None
     drop = target.static - source.static
+    if not source.same_terms(target) or not 1 <= drop < base:
+        return None
     bound = value.high.bound * 2 ** (base - drop) + (value.low.bound >> drop) + 1
     if bound > int(node.attrs["hi"]):
         return None
@@ -148,10 +145,14 @@ def _ratio(lower: Lowering, node: gs.Node, value: Ratio, target: Exponent) -> Fi
 
 def _root(lower: Lowering, node: gs.Node, value: Root, target: Exponent) -> Fixed:
     """round(sqrt(total/count + epsilon)): the radicand in quarters of the squared unit of sigma's grid."""
-    ratio, constant = value.radicand.ratio, value.radicand.constant
-    unit = 2 * target.static - 2
-    up = ratio.exponent.static - unit
-    numbers, exponent = mantissas(constant.values)
+    ratio, epsilon = value.radicand.ratio, value.radicand.constant
+    unit = target + target + (-2)
+    distance = ratio.exponent - unit
+    if not distance.is_static:
+        raise WageubnError(
+            f"node {node.name!r}: the variance under a root lies on another run-time grid; this is a fault of a pass"
+        )
+    up = distance.static
     lower.checked(ratio.numerator.bound, RATIO_LIMIT, node)
     factor, more = 2 ** max(up, 0), 2 ** max(-up, 0)
     lower.checked(ratio.denominator.hi * factor * more, RATIO_LIMIT, node)
@@ -159,7 +160,11 @@ def _root(lower: Lowering, node: gs.Node, value: Root, target: Exponent) -> Fixe
     count = lower.cast(ratio.denominator.tensor, np.int64)
     if more > 1:
         count = g.op("Mul", count, g.scalar(more, np.int64), name="count")
-    offset = g.constant((numbers * 2 ** (exponent - unit)).astype(np.int64), np.int64, name="epsilon")
+    if isinstance(epsilon, Fixed):
+        offset = lower.cast(epsilon.tensor, np.int64)
+    else:
+        numbers, exponent = mantissas(epsilon.values)
+        offset = g.constant((numbers * 2 ** (exponent - unit.static)).astype(np.int64), np.int64, name="epsilon")
     inputs = [lower.cast(ratio.numerator.tensor, np.int64), count, g.scalar(factor, np.int64), offset]
     return _emit(lower, node, integer.DIRECT_ROOT, inputs, target, node.outputs[0].shape)
 
@@ -237,15 +242,34 @@ def constant(lower: Lowering, node: gs.Node) -> Value:
     """ConstantQuantize: 8 bits on the grid of gradients, whatever the gradient's own exponent was."""
     x = lower.fixed(lower.value(node.inputs[0]), node)
     lower.checked(x.bound, RATIO_LIMIT, node)
-    dr = lower.value(node.inputs[1])
-    if not isinstance(dr, Raw):
-        raise WageubnError(f"node {node.name!r}: the gradient range must be an integer; this is a fault of a pass")
-    inputs = [lower.cast(x.tensor, np.int64), dr.tensor, *_random(lower, node)]
+    inputs = [lower.cast(x.tensor, np.int64), _integer(lower, node.inputs[1], node), *_random(lower, node)]
     types = [TensorType(np.dtype(np.int8), x.tensor.shape)]
     tensor = lower.g.call(
         integer.CONSTANT[node.attrs["rounding"]], inputs, types, short_name(node), node.attrs["role"], _attributes(node)
     )[0]
     return Fixed(tensor, Exponent(int(node.attrs["exponent"])), -127, 127)
+
+
+def power(lower: Lowering, node: gs.Node) -> Value:
+    """PowerOfTwo of a state: the grid that it holds."""
+    return Step(Exponent(0, (_integer(lower, node.inputs[0], node),)))
+
+
+def follow(lower: Lowering, node: gs.Node) -> Value:
+    """FollowExponent: from the mantissas, in the dtype that they have where the runtime finds a maximum in it."""
+    q, held = lower.fixed(lower.value(node.inputs[0]), node), _integer(lower, node.inputs[2], node)
+    function = integer.FOLLOW_CHANNELS if held.shape else integer.FOLLOW
+    tensor = q.tensor if q.tensor.dtype.itemsize == 1 else lower.cast(q.tensor, np.int32)
+    attrs = {"greatest": int(node.attrs["hi"]), "lowest": node.attrs["lowest"], "highest": node.attrs["highest"]}
+    types = [TensorType(np.dtype(np.int32), held.shape)]
+    return Raw(lower.g.call(function, [tensor, held], types, short_name(node), "", attrs)[0])
+
+
+def _integer(lower: Lowering, tensor: Tensor, node: gs.Node) -> Tensor:
+    value = lower.value(tensor)
+    if not isinstance(value, Raw):
+        raise WageubnError(f"node {node.name!r}: {tensor.name!r} must be an integer; this is a fault of a pass")
+    return value.tensor
 
 
 def exponential(lower: Lowering, node: gs.Node) -> Value:
@@ -278,7 +302,7 @@ def random_bits(lower: Lowering, node: gs.Node) -> Value:
     """The hash is integer already."""
     g, functions = lower.g, lower.source.functions
     g.functions.setdefault("HashMix", functions["HashMix"])
-    inputs = [v.tensor for v in (lower.value(i) for i in node.inputs) if isinstance(v, Raw)]
+    inputs = [_integer(lower, i, node) for i in node.inputs]
     types = [TensorType(np.dtype(np.int32), node.outputs[0].shape)]
     return Raw(g.call(functions["RandomBits"], inputs, types, "random", "", dict(node.attrs))[0])
 
@@ -296,6 +320,9 @@ RULES: dict[str, Rule] = {
             "ConstantQuantize": constant,
         }.items()
     },
+    "PowerOfTwo": power,
+    "FollowExponent": follow,
+    "FollowExponents": follow,
     "ExponentialTable": exponential,
     "LogarithmTable": logarithm,
     "RandomBits": random_bits,

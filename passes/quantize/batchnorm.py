@@ -10,18 +10,23 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.quantize.place import (
-    expected_reach,
-    form_exponent,
+    Grid,
+    finer,
+    grid_of,
     insert,
     is_quantized,
+    on_grid,
     parameter_state,
     quantizer_of,
     source,
+    squared,
+    static_exponent,
 )
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
+ROOM = 2  # bits by which the greatest channel's range may grow before its stored statistics saturate
 VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
 
 
@@ -47,32 +52,53 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
     layer = g.tag(sigma).layer
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
-    exponent, fine = _grids(g, mu, mean, deviation)
-    insert(g, mu, floating.direct, "BN.mu", mean, exponent)
-    insert(g, sigma, floating.direct, "BN.sigma", deviation, fine, lo=1)
+    entry = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
+    with g.context(layer=layer):
+        grid, missing = _mean_grid(g, entry, mean)
+        fine = finer(g, grid, 0 if missing else 1) if deviation.fraction is None else deviation.exponent
+    exponent = grid if isinstance(grid, int) else _greatest_exponent(g, entry) + ROOM - missing
+    insert(g, mu, on_grid, "BN.mu", mean, grid)
+    insert(g, sigma, on_grid, "BN.sigma", deviation, fine, lo=1)
     _running_statistics(g, config, layer, exponent)
-    if deviation.is_float:
-        return
-    epsilon = source(source(sigma).inputs[0]).inputs[1]
-    unit = 2.0 ** (2 * fine - 2)  # a root rounded to `fine` needs its square to a quarter of the square of that
-    greatest = 2.0**2 * (deviation.greatest + 1.0) ** 2  # beyond, sigma saturates in any case
-    epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
+    if not deviation.is_float:
+        _under_root(g, sigma, deviation, fine, fine if isinstance(fine, int) else exponent - (0 if missing else 1))
 
 
-def _grids(g: Model, mu: Tensor, mean: Format, deviation: Format) -> tuple[int, int]:
-    """Exponents of mu, the grid of BN's input, and of sigma, one finer.
+def _under_root(g: Model, sigma: Tensor, deviation: Format, fine: Grid, exponent: int) -> None:
+    """Epsilon on the grid of the variance: a root rounded to ``fine`` needs its square to a quarter of the square of that."""
+    total = source(source(sigma).inputs[0])
+    greatest = 4 * (deviation.greatest + 1) ** 2  # beyond, sigma saturates in any case
+    positive = replace(deviation, bits=greatest.bit_length() + 1, least=0, greatest=greatest)
+    with g.context(layer=g.tag(sigma).layer):
+        epsilon, unit = total.inputs[1], 2.0 ** (2 * exponent - 2)
+        epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
+        if not isinstance(fine, int):
+            under_root = finer(g, squared(g, fine), 2)
+            total.inputs[1] = on_grid(g, epsilon, "BN.epsilon", positive, under_root, lo=1)
+            # between the batch's variance and the stored one, whose grid is static
+            variance, is_training = total.inputs[0], "labels" in g.named
+            readers = [user for user in variance.outputs if (user is total) != is_training]
+            rounded = on_grid(g, variance, "BN.var", positive, under_root, lo=0)
+            for reader in readers:
+                reader.inputs[0] = rounded
 
-    An input of fewer bits (BN on the image, say) gets a mu and a sigma of 16 bits over its range; one in float the grids that
-    it would have in 16 bits.
+
+def _greatest_exponent(g: Model, entry: Tensor) -> int:
+    """Of the channels' exponents with which a Q_C starts."""
+    step = source(quantizer_of(entry).inputs[1])
+    return int(next(state.value for state in g.states.values() if state.tensor is step.inputs[0]).max())
+
+
+def _mean_grid(g: Model, entry: Tensor, mean: Format) -> tuple[Grid, int]:
+    """mu's grid, and by how many bits it is finer than that of BN's input.
+
+    An input of fewer bits (BN on the image, or Q_C in 8 bits) gets a mu and a sigma of 16 bits over its range; one in float those
+    that it would have in 16 bits.
     """
-    x = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
-    if not is_quantized(x):
-        reach = expected_reach(g, x)
-        return form_exponent(mean, reach), form_exponent(deviation, reach) - 1
-    quantizer = quantizer_of(x)
-    missing = max(mean.bits - int(quantizer.attrs["bits"]), 0)
-    exponent = int(quantizer.attrs["exponent"]) - missing
-    return exponent, exponent - (0 if missing else 1)
+    if mean.fraction is not None or not is_quantized(entry):
+        return static_exponent(g, entry, mean), 0
+    missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+    return finer(g, grid_of(entry), missing), missing
 
 
 def _running_statistics(g: Model, config: Config, layer: str, exponent: int) -> None:
@@ -87,10 +113,10 @@ def _running_statistics(g: Model, config: Config, layer: str, exponent: int) -> 
     ):
         (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
         state.info |= {"exponent": grid, "least": least, "limit": limit}
+        wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
         for role in (f"BN.{kind}.batch", f"BN.{kind}"):
             for tensor in g.by_role(role):
                 if g.tag(tensor).layer == layer:
-                    wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
                     insert(g, tensor, floating.direct, role, wide, grid, lo=least)
 
 
@@ -98,5 +124,5 @@ PASS = Pass(
     "quantize-batchnorm",
     "Q_mu, Q_sigma, Q_BN, Q_gamma, Q_beta, and the stored running statistics",
     quantize_batch_norm,
-    ("BN.mu", "BN.sigma", "BN.x", "gamma", "beta", "BN.running_mean", "BN.running_var"),
+    ("BN.mu", "BN.sigma", "BN.var", "BN.epsilon", "BN.x", "gamma", "beta", "BN.running_mean", "BN.running_var"),
 )

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import expected_reach, form_exponent, insert
+from wageubn_onnx.passes.quantize.place import delayed, form_exponent, insert, moments, state_of
 from wageubn_onnx.quantizers import floating
+from wageubn_onnx.ranges import SPREAD, exponent_for
 
 
 def quantize_convolutions(g: Model, config: Config) -> None:
-    """Insert after every tensor of role C. The exponent is static: in `int_eval` an image's result is its own."""
+    """Insert after every tensor of role C.
+
+    The exponent is static, or before a BN, where the profile delays it, a state: in `int_eval` an image's result is its own.
+    """
     for tensor in g.by_role("C"):
         is_logits = tensor is g.named["logits"]
         role = "Z" if is_logits else "C"
-        form = config.profile.format(role, g.tag(tensor).layer)
-        exponent = form_exponent(form, expected_reach(g, tensor) * (4.0 if is_logits else 1.0))
+        layer, found = g.tag(tensor).layer, moments(g, tensor)
+        form = config.profile.format(role, layer)
+        if form.delayed and isinstance(state_of(g, tensor, "W").info.get("scale_log2"), list):  # a BN follows
+            reach = abs(found.mean) + SPREAD * found.deviation
+            first = np.reshape([exponent_for(r, form.bits) for r in reach], (1, -1, 1, 1))
+            g.replace_uses(tensor, *delayed(g, layer, [tensor], "C", form, first))
+            continue
+        exponent = form_exponent(form, float(found.reach.max()) * (4.0 if is_logits else 1.0))
         insert(g, tensor, floating.direct, role, form, exponent)
 
 

@@ -7,8 +7,20 @@ import math
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import expect_also, fill, insert, is_shifted, quantizer_of, random_for, source, step_of
+from wageubn_onnx.passes.quantize.place import (
+    delayed,
+    expect_also,
+    fill,
+    insert,
+    is_error,
+    quantizer_of,
+    random_for,
+    source,
+    step_of,
+)
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
+from wageubn_onnx.ranges import exponent_for
 
 FLAG_REACH = 127 * 128  # the greatest mantissa of a flag pair
 
@@ -18,7 +30,7 @@ def quantize_errors(g: Model, config: Config) -> None:
     for slot in g.by_role("E1", "E2"):
         _error(g, config, slot, g.tag(slot).role)
     for slot in g.by_role("E.bn"):  # most errors come to a BN through an activation's Q_E1
-        if is_shifted(source(slot).inputs[0]):
+        if is_error(source(slot).inputs[0]):
             g.replace_uses(slot, source(slot).inputs[0])
         else:
             _error(g, config, slot, "E1")
@@ -28,8 +40,10 @@ def quantize_errors(g: Model, config: Config) -> None:
         if form.is_float:
             continue
         with g.context(layer=layer):
-            a, b, _ = floating.align(g, node.inputs[0], node.inputs[1], "E.sum", form)
-        node.inputs = [a, b]
+            if form.delayed:
+                node.inputs = delayed(g, layer, list(node.inputs), "E.sum", form, _first(g, total, form))
+            else:
+                node.inputs = list(floating.align(g, node.inputs[0], node.inputs[1], "E.sum", form)[:2])
     for product in g.by_role("E.acc"):
         _shorten(g, config, product)
 
@@ -37,10 +51,18 @@ def quantize_errors(g: Model, config: Config) -> None:
 def _error(g: Model, config: Config, slot: Tensor, role: str) -> None:
     layer = g.tag(slot).layer
     form = config.profile.format(role, layer)
+    random = random_for(g, form, f"{layer}/{role}", slot)
     if form.function == "flag":
         fill(g, slot, floating.flag, role, form)
+    elif form.delayed:
+        g.replace_uses(slot, *delayed(g, layer, source(slot).inputs, role, form, _first(g, slot, form), random))
     else:
-        fill(g, slot, floating.shift, role, form, random_for(g, form, f"{layer}/{role}", slot))
+        fill(g, slot, floating.shift, role, form, random)
+
+
+def _first(g: Model, tensor: Tensor, form: Format) -> int:
+    """The exponent with which a delayed quantizer starts: what holds the greatest error of the dry run."""
+    return exponent_for(g.notes["errors"][tensor.name], form.bits)
 
 
 def _shorten(g: Model, config: Config, product: Tensor) -> None:

@@ -49,7 +49,6 @@ REQUIRED = frozenset(
         "loss",
     ]
 )
-ALSO = {"BN.A": "BN.ratio"}  # places that get two quantizers
 # Roles whose format is another path's
 PATHS = {
     **{f"U.{kind}": "U" for kind in ("W", "gamma", "beta", "bias")},
@@ -58,7 +57,7 @@ PATHS = {
     "S.p": "loss",
 }
 # Grids that only keep integers aligned; with a path in float some follow from nothing
-ALIGNED = {"BN.ratio", "BN.K", "BN.B", "G.decay"}
+ALIGNED = {"BN.K", "BN.B", "G.decay"}
 
 
 def expect(g: Model, config: Config) -> None:
@@ -76,8 +75,8 @@ def expect(g: Model, config: Config) -> None:
         tag = g.tag(tensor)
         if tag.role in REQUIRED:
             role = "Z" if tensor is g.named["logits"] else tag.role
-            found = expected.setdefault(tag.layer, set())
-            found.update(r for r in (role, ALSO.get(role, role)) if is_quantized(r, tag.layer))
+            if is_quantized(role, tag.layer):
+                expected.setdefault(tag.layer, set()).add(role)
     g.notes["expected"] = {layer: sorted(roles) for layer, roles in sorted(expected.items())}
 
 

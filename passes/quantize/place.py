@@ -12,10 +12,11 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, Model, State, Tensor
 from wageubn_onnx.profiles import Format
-from wageubn_onnx.quantizers import floating
+from wageubn_onnx.quantizers import floating, tables
 from wageubn_onnx.ranges import Moments, exponent_for
 
 Quantizer = Callable[..., Tensor | tuple[Tensor, ...]]
+Grid = int | Tensor  # the exponent of a static grid, or the step of one that is found at run time
 
 # Operators that keep a tensor's grid: what comes out lies on the grid of their first operand (of Where: of its second)
 ON_THE_SAME_GRID = (
@@ -91,38 +92,98 @@ def is_quantized(tensor: Tensor) -> bool:
     return True
 
 
-def is_shifted(tensor: Tensor) -> bool:
-    """Whether ``tensor`` lies on the 8-bit grid of a shift quantizer."""
-    return is_quantized(tensor) and quantizer_of(tensor).op.startswith("ShiftQuantize")
+def is_error(tensor: Tensor) -> bool:
+    """Whether ``tensor`` lies on the grid of a Q_E1."""
+    return is_quantized(tensor) and quantizer_of(tensor).attrs["role"] == "E1"
+
+
+# -- grids ----------------------------------------------------------------------------------------------------------------
+
+
+def grid_of(tensor: Tensor) -> Grid:
+    """The grid on which ``tensor`` lies."""
+    node = quantizer_of(tensor)
+    if node.op.startswith("GridQuantize"):
+        return node.inputs[1]
+    if node.op.startswith(DYNAMIC):
+        return node.outputs[-1]
+    return int(node.attrs["exponent"])
 
 
 def is_dynamic(tensor: Tensor) -> bool:
     """Whether ``tensor`` lies on a grid found at run time, so that `step_of` has an answer."""
-    return is_quantized(tensor) and quantizer_of(tensor).op.startswith(DYNAMIC)
+    return is_quantized(tensor) and not isinstance(grid_of(tensor), int)
 
 
 def step_of(tensor: Tensor) -> Tensor:
-    """The run-time step of the dynamic quantizer on whose grid ``tensor`` lies."""
-    node = quantizer_of(tensor)
-    if not node.op.startswith(DYNAMIC):
-        raise WageubnError(f"tensor {tensor.name!r} lies on the static grid of {node.name!r}; this is a fault of a pass")
-    step: Tensor = node.outputs[-1]
-    return step
+    """The run-time step of the grid on which ``tensor`` lies."""
+    grid = grid_of(tensor)
+    if isinstance(grid, int):
+        raise WageubnError(f"tensor {tensor.name!r} lies on a static grid; this is a fault of a pass")
+    return grid
+
+
+def finer(g: Model, grid: Grid, bits: int) -> Grid:
+    """The grid of 2^-bits times the step."""
+    return grid - bits if isinstance(grid, int) else g.op("Mul", grid, g.scalar(2.0**-bits), name="step")
+
+
+def quotient(g: Model, a: Grid, b: Grid) -> Grid:
+    """The grid of a's step over b's."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b
+    return g.op("Div", *(g.scalar(2.0**x) if isinstance(x, int) else x for x in (a, b)), name="step")
+
+
+def squared(g: Model, grid: Grid) -> Grid:
+    """The grid of the step's square."""
+    return 2 * grid if isinstance(grid, int) else g.op("Mul", grid, grid, name="step")
+
+
+def on_grid(g: Model, x: Tensor, role: str, form: Format, grid: Grid, lo: int | None = None, hi: int | None = None) -> Tensor:
+    """Direct quantization on any grid."""
+    if isinstance(grid, int):
+        return floating.direct(g, x, role, form, grid, lo=lo, hi=hi)
+    return floating.grid(g, x, grid, role, form, lo=lo, hi=hi)
+
+
+def delayed(
+    g: Model, layer: str, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None
+) -> list[Tensor]:
+    """``tensors`` on one grid of ``layer``, whose exponent is a state that this step advances for the next one.
+
+    first: the exponent of the first step, one or one a channel [1, C, 1, 1]. A step that computes no loss leaves the state alone.
+    """
+    first = np.asarray(first, np.int32)
+    # squares of a channel's step stay far within float32
+    lowest, highest = (bound if first.shape else bound - form.bits + 1 for bound in (HELD if first.shape else GUARD))
+    with g.context(layer=layer):
+        key = f"{layer}.{role}.exponent" if f"{layer}.{role}.exponent" not in g.states else f"{tensors[0].name}.exponent"
+        state = g.state(key, "exponent", layer, np.clip(first, lowest, highest), exponent=0, least=lowest, limit=highest)
+        step = floating.power(g, state.tensor, g.named["images"])
+        quantized = [floating.grid(g, x, step, role, form, random=random) for x in tensors]
+        if "labels" in g.named:
+            moved = [floating.follow(g, y, step, state.tensor, form, lowest, highest) for y in quantized]
+            state.after = moved[0] if len(moved) == 1 else g.op("Max", *moved, name="next_exponent")
+    return quantized
+
+
+GUARD = (tables.RANGE_LEAST, tables.RANGE_GREATEST)  # of the range R of an error
+HELD = (-32, 24)  # of a channel's exponent
+
+
+# -- what the passes know of tensors and parameters -----------------------------------------------------------------------
 
 
 def moments(g: Model, tensor: Tensor) -> Moments:
-    """The expected moments of a forward tensor, by its layer."""
-    found: Moments = g.notes["ranges"][g.tag(tensor).layer]
-    return found
-
-
-def expected_reach(g: Model, tensor: Tensor) -> float:
-    """The greatest magnitude expected of a forward tensor; of a product, in the weights' scale after `rescale`."""
-    layer, reach = g.tag(tensor).layer, moments(g, tensor).reach
+    """The expected moments of a forward tensor, by its layer; a product's in the scale that `rescale` gave its weights."""
+    layer = g.tag(tensor).layer
+    found: Moments = g.notes["ranges"][layer]
     for state in g.states.values():
-        if state.layer == layer and state.kind == "W" and isinstance(state.info["scale_log2"], list):
-            reach = np.ldexp(reach, state.info["scale_log2"])
-    return float(reach.max())
+        scale = state.info.get("scale_log2")
+        if state.layer == layer and state.kind == "W" and isinstance(scale, list):
+            return Moments(*(np.ldexp(values, scale) for values in (found.mean, found.deviation, found.reach)))
+    return found
 
 
 def form_exponent(form: Format, reach: float) -> int:
@@ -132,7 +193,7 @@ def form_exponent(form: Format, reach: float) -> int:
 
 def static_exponent(g: Model, tensor: Tensor, form: Format) -> int:
     """The exponent of a forward tensor's format, from its expected range."""
-    return form_exponent(form, expected_reach(g, tensor))
+    return form_exponent(form, float(moments(g, tensor).reach.max()))
 
 
 def parameter(g: Model, slot: Tensor) -> State:

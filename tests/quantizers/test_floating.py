@@ -361,3 +361,57 @@ def test_thresholds_are_ceilings() -> None:
                 numerator, denominator = float(x).as_integer_ratio()
                 above, below = float(power).as_integer_ratio()
                 assert (2 * (numerator * below) ** 2 >= (above * denominator) ** 2) == reaches
+
+
+# -- delayed exponents -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def delayed_step(bits: int, channels: int | None) -> Kernel:
+    """One step of a delayed quantizer: x and the held exponent -> value and the next exponent; one, or one a channel."""
+    g, form, shape = Model.empty("quant_training", "quantizer"), Format(bits), [] if channels is None else [1, channels, 1, 1]
+    x = g.input("x", np.float32, ["n"] if channels is None else ["n", channels, 2, 2])
+    held = g.input("held", np.int32, shape)
+    step = floating.power(g, held, x)
+    y = floating.grid(g, x, step, "C", form)
+    return Kernel(to_proto(g, {"y": y, "next": floating.follow(g, y, step, held, form, -71, 57)}))
+
+
+@functools.cache
+def integer_follow(bits: int, channels: int | None) -> Kernel:
+    called = integer.FOLLOW if channels is None else integer.FOLLOW_CHANNELS
+    dtypes = (np.int8 if bits == 8 else np.int32, np.int32)
+    return Kernel(call_model(called, dtypes, [], greatest=2 ** (bits - 1) - 1, lowest=-71, highest=57))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@EXACT
+@given(m=tensors(2**20), exponent=st.integers(-60, 30), off=st.integers(-30, 30))
+@example(np.array([127]), 0, 0)
+@example(np.array([-127]), 0, 0)
+@example(np.array([126, -64]), 0, 0)
+@example(np.array([63, -63]), 0, 0)
+@example(np.array([0]), -70, -1)
+@example(np.array([2**20]), 27, 30)
+def test_a_delayed_exponent_follows(bits: int, m: Array, exponent: int, off: int) -> None:
+    """Float, integers and the reference hold the same exponent for the next step, from any distance."""
+    held = min(max(exponent + off, -71), 57)
+    greatest = reference.signed(bits)
+    q, _ = reference.direct(m, exponent, held, -greatest, greatest)
+    following = reference.follow(q, held, greatest, -71, 57)
+    y, after = delayed_step(bits, None)(value(m, exponent).astype(np.float32), held)
+    equal(y, value(q, held))
+    assert int(after) == int(integer_follow(bits, None)(q, held)[0]) == following
+
+
+@FEW
+@given(m=st.lists(st.integers(-300, 300), min_size=24, max_size=24), held=st.lists(st.integers(-3, 3), min_size=3, max_size=3))
+def test_each_channel_follows_its_own_exponent(m: list[int], held: list[int]) -> None:
+    x, exponents = np.reshape(m, (2, 3, 2, 2)), np.reshape(held, (1, 3, 1, 1)).astype(np.int32)
+    y, after = delayed_step(8, 3)(x.astype(np.float32), exponents)
+    whole = np.ldexp(y.astype(np.float64), -exponents).astype(np.int8)
+    np.testing.assert_array_equal(integer_follow(8, 3)(whole, exponents)[0], after)
+    for c, own in enumerate(held):
+        q, _ = reference.direct(x[:, c], 0, own, -127, 127)
+        equal(y[:, c], value(q, own))
+        assert after[0, c, 0, 0] == reference.follow(q, own, 127, -71, 57)

@@ -135,6 +135,16 @@ def test_wide_round_shift_by(rounding: str, data: st.DataObject, m: Array, shift
     same(kernel(m, shift, limit, *([] if random is None else [random]))[0], expected)
 
 
+@pytest.mark.parametrize("rounding", ["half_even", "half_up", "stochastic"])
+@EXACT
+@given(data=st.data(), m=tensors(NARROW), shift=st.integers(-200, 100))
+def test_a_grid_found_at_run_time_saturates_before_it_shifts(rounding: str, data: st.DataObject, m: Array, shift: int) -> None:
+    random = bits16(data, len(m)) if rounding == "stochastic" else None
+    kernel = bounded("GRID", (I32, I32, I32)[: 3 if rounding == "stochastic" else 2], "int8", rounding)
+    expected = reference.direct(m, 0, shift, -127, 127, rounding, random)[0]
+    same(kernel(m, shift, *([] if random is None else [random]))[0], expected)
+
+
 @pytest.mark.parametrize("rounding", ["half_up", "stochastic"])
 @EXACT
 @given(data=st.data(), m=tensors(NARROW))

@@ -32,7 +32,8 @@ class Format:
 
     bits: of a mantissa, with its sign. fraction: fractional bits of a fixed grid; None where the grid comes from the tensor's
     range. function: direct, shift, flag, align, grid, constant, or float: the path is left as it is. rounding: half_even,
-    half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not.
+    half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not. delayed: the run-time
+    exponent is a state, found by the step before; of C it makes the exponent one of the run time, one a channel.
     """
 
     bits: int = 32  # a float's
@@ -42,11 +43,13 @@ class Format:
     least: int = 0  # 0: symmetric
     greatest: int = 0  # 0: 2^(bits-1) - 1
     bounded: bool = True
+    delayed: bool = False
 
     def __post_init__(self) -> None:
         greatest = self.greatest or 2 ** (self.bits - 1) - 1
         object.__setattr__(self, "greatest", greatest)
         object.__setattr__(self, "least", self.least or -greatest)
+        object.__setattr__(self, "delayed", self.delayed and not self.is_float)
 
     @property
     def is_float(self) -> bool:
@@ -105,6 +108,7 @@ PATHS: dict[str, Path] = {
     "U": Path(("direct",), 30, fixed=True),
 }
 ROUNDINGS = ("half_even", "half_up", "stochastic")
+DELAYED = ("C", "E1", "E2", "E.sum")  # the paths whose exponent may be a state
 RANDOM = ("E1", "E2", "G.W", "G.gamma", "G.beta", "G.bias")  # the paths that may round stochastically
 WHOLE = ("I", "M.coefficient", "lr", "U", "loss")  # one for all layers
 KEYS = {f.name: f.type for f in fields(Format)}
@@ -134,6 +138,12 @@ class Profile:
             if path in formats and layer and fnmatchcase(layer, names.get(pattern, pattern)):
                 found = formats[path]
         return found
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether any error's exponent is a state, which needs a first value."""
+        tables = (self.formats, *(formats for _, formats in self.exceptions))
+        return any(table[path].delayed for table in tables for path in table if path != "C")
 
     def on(self, first: str, last: str) -> Profile:
         """The profile for a network whose outermost layers with weights have these names."""
@@ -264,7 +274,9 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
     )
     _require(2 <= made.bits <= rule.bits, where, f"{path} has {made.bits} bits; 2 to {rule.bits} have an integer form")
     _require(not rule.fixed or made.fraction is not None, where, f"{path} lies on a fixed grid and needs a fraction")
-    dynamic = made.function in ("shift", "flag", "align", "grid")
+    _require(not made.delayed or path in DELAYED, where, f"{path} has no run-time exponent that could be delayed")
+    _require(not made.delayed or made.function != "flag", where, f"{path}: a flag pair's two grids cannot be delayed")
+    dynamic = made.function in ("shift", "flag", "align", "grid") or made.delayed
     _require(not (dynamic and made.fraction is not None), where, f"{path} finds its grid at run time: leave out fraction")
     if made.rounding == "stochastic":
         reason = "inference computes it too and has no random bits" if rule.forward else "its sums must be exact"

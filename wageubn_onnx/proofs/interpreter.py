@@ -251,7 +251,17 @@ def _chance(x: list[Array], operands: int) -> Array | None:
 
 
 def _direct(x: list[Array], a: Attrs) -> list[Any]:
-    return [reference.direct(x[0], 0, int(x[1]), a["least"], a["greatest"], _by(a), _chance(x, 2))[0]]
+    """One shift, or one a channel."""
+    m, shift, chance = x[0], x[1], _chance(x, 2)
+    if not shift.ndim:
+        return [reference.direct(m, 0, int(shift), a["least"], a["greatest"], _by(a), chance)[0]]
+    m, shift = np.broadcast_arrays(reference.exact(m), shift)
+    q = np.empty_like(m)
+    for each in np.unique(shift):
+        here = shift == each
+        bits = None if chance is None else chance[here]
+        q[here] = reference.direct(m[here], 0, int(each), a["least"], a["greatest"], _by(a), bits)[0]
+    return [q]
 
 
 def _ratio(x: list[Array], a: Attrs) -> list[Any]:
@@ -286,12 +296,23 @@ def _pair(x: list[Array], a: Attrs) -> list[Any]:
     return [reference.rescale(2 ** a["base"] * reference.exact(x[0]) + reference.exact(x[1]), a["drop"], _by(a))]
 
 
+def _follow(x: list[Array], a: Attrs) -> list[Any]:
+    q, held = x
+    return [reference.follow(q, int(held), a["greatest"], a["lowest"], a["highest"])]
+
+
+def _follow_channels(x: list[Array], a: Attrs) -> list[Any]:
+    q, held = x
+    found = [_follow([q[:, c], own], a)[0] for c, own in enumerate(held.ravel())]
+    return [np.reshape(found, held.shape)]
+
+
 FUNCTIONS: dict[str, Rule] = {
     **{
         name + suffix: rule
         for suffix in SUFFIX.values()
         for name, rule in {
-            **dict.fromkeys(["DirectQuantize", "DirectQuantizeWide"], _direct),
+            **dict.fromkeys(["DirectQuantize", "DirectQuantizeWide", "GridQuantize"], _direct),
             **dict.fromkeys(["DirectQuantizeRatio", "DirectQuantizeRatioWide"], _ratio),
             "DirectQuantizeRoot": _root,
             "DirectQuantizeImage": _image,
@@ -302,6 +323,8 @@ FUNCTIONS: dict[str, Rule] = {
             "ConstantQuantize": lambda x, a: [reference.constant(x[0], int(x[1]), _chance(x, 2), 0, _by(a))[0]],
         }.items()
     },
+    "FollowExponent": _follow,
+    "FollowExponents": _follow_channels,
     "Limbs": lambda x, a: list(reference.limbs(x[0])),
     "RandomBits": lambda x, a: [reference.random_bits(int(x[0]), int(x[1]), a["tensor"], a["count"])],
     "ExponentialTable": lambda x, a: [reference.exponential(x[0])[0]],

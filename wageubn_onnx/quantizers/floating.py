@@ -252,6 +252,58 @@ def _constant(rounding: str) -> onnx.FunctionProto:
 CONSTANT = _variants(_constant)
 
 
+@functools.cache
+def _power() -> onnx.FunctionProto:
+    powers = ", ".join(repr(2.0**e) for e in range(-POWER_LIMIT, POWER_LIMIT + 1))
+    return function(
+        "PowerOfTwo", (), "(exponent, like) => (step)",
+        f"""
+        powers = Constant <value_floats: floats = [{powers}]> ()
+        offset = Constant <value: tensor = int32 {{{POWER_LIMIT}}}> ()
+        index = Add (exponent, offset)
+        power = Gather (powers, index)
+        step = CastLike (power, like)
+        """,
+    )  # fmt: skip
+
+
+POWER_LIMIT = 96
+
+
+def _follow(name: str, greatest_of_size: str) -> onnx.FunctionProto:
+    return function(
+        name, ("lowest", "highest"), "(y, step, held) => (next)",
+        _bounds("y") + f"""
+        m = Div (y, step)
+        size = Abs (m)
+        {greatest_of_size}
+        t = Constant <value_float: float = 2.0> ()
+        two_y = CastLike (t, y)
+        half0 = Div (greatest, two_y)
+        half = Floor (half0)
+        saturated = GreaterOrEqual (top, greatest)
+        small = LessOrEqual (top, half)
+        two = Constant <value: tensor = int32 {{2}}> ()
+        up1 = Cast <to: int = 6> (saturated)
+        up = Mul (up1, two)
+        down = Cast <to: int = 6> (small)
+        raised = Add (held, up)
+        moved = Sub (raised, down)
+        lowest64 = Constant <value_int: int = @lowest> ()
+        lowest = Cast <to: int = 6> (lowest64)
+        highest64 = Constant <value_int: int = @highest> ()
+        highest = Cast <to: int = 6> (highest64)
+        above = Max (moved, lowest)
+        next = Min (above, highest)
+        """,
+    )  # fmt: skip
+
+
+FOLLOW = _follow("FollowExponent", "top = ReduceMax <keepdims: int = 0> (size)")
+FOLLOW_CHANNELS = _follow(
+    "FollowExponents", "axes = Constant <value_ints: ints = [0, 2, 3]> ()\ntop = ReduceMax <keepdims: int = 1> (size, axes)"
+)
+
 EXPONENTIAL = function(
     "ExponentialTable", (), "(t) => (y)",
     f"""
@@ -379,11 +431,20 @@ def direct(
     return g.call(DIRECT[f.rounding], _with(random, x), [_like(x)], symbol(role), role, attrs)[0]
 
 
-def grid(g: Model, x: Tensor, step: Tensor, role: str, f: Format, lo: int | None = None, hi: int | None = None) -> Tensor:
+def grid(
+    g: Model,
+    x: Tensor,
+    step: Tensor,
+    role: str,
+    f: Format,
+    lo: int | None = None,
+    hi: int | None = None,
+    random: Tensor | None = None,
+) -> Tensor:
     """clip(round(x / step), lo, hi) * step, for a step found at run time: one, or one a channel."""
     low, high = (f.least if lo is None else lo), (f.greatest if hi is None else hi)
     attrs = _describe(role, f.bits, low, high, f.rounding)
-    return g.call(GRID[f.rounding], [x, step], [_like(x)], symbol(role), role, attrs)[0]
+    return g.call(GRID[f.rounding], _with(random, x, step), [_like(x)], symbol(role), role, attrs)[0]
 
 
 def shift(g: Model, x: Tensor, role: str, f: Format, random: Tensor | None = None, room: int = 0) -> tuple[Tensor, Tensor]:
@@ -427,6 +488,21 @@ def constant(g: Model, x: Tensor, dr: Tensor, role: str, f: Format, random: Tens
 
 def _with(random: Tensor | None, *operands: Tensor) -> list[Tensor]:
     return [*operands, *([] if random is None else [random])]
+
+
+def power(g: Model, exponent: Tensor, like: Tensor) -> Tensor:
+    """2^exponent in the dtype of ``like``, for an int32 exponent within -96..96: the step of a grid that a state holds."""
+    return g.call(_power(), [exponent, like], [TensorType(like.dtype, exponent.shape)], "step", "", {})[0]
+
+
+def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format, lowest: int, highest: int) -> Tensor:
+    """The int32 exponent for the next step, from a tensor that was quantized with the ``held`` one: [] or [1, C, 1, 1].
+
+    held + 2 where a mantissa saturated, held - 1 where none passes half of the greatest, else held; within lowest..highest.
+    """
+    attrs = {"lo": float(f.least), "hi": float(f.greatest), "lowest": lowest, "highest": highest}
+    types = [TensorType(held.dtype, held.shape)]
+    return g.call(FOLLOW_CHANNELS if held.shape else FOLLOW, [y, step, held], types, "next_exponent", "", attrs)[0]
 
 
 def random_bits(g: Model, seed: Tensor, number: Tensor, key: str, shape: list[int]) -> Tensor:

@@ -257,6 +257,31 @@ def _direct_wide(rounding: str) -> onnx.FunctionProto:
 DIRECT_WIDE = _variants(_direct_wide)
 
 
+def _grid(rounding: str) -> onnx.FunctionProto:
+    """To a grid found at run time: any shift, one or one a channel; bounds within +-2^15. Saturates before it shifts left."""
+    return function(
+        f"GridQuantize{SUFFIX[rounding]}", ("to", "least", "greatest"), f"(m, shift{_random(rounding)}) => (q)",
+        _list("powers", "int32", tables.POWERS) + _int32("zero", 0) + _int32("farthest", -20) + _int32("most", 2**SHIFT_LIMIT - 1)
+        + BOUNDS + f"""
+        near = Max (shift, farthest)
+        left0 = Sub (zero, near)
+        left = Max (left0, zero)
+        factor = Gather (powers, left)
+        room = Div (most, factor)
+        depth = Sub (zero, room)
+        m0 = Max (m, depth)
+        m1 = Min (m0, room)
+        r = wageubn.RoundShift{SUFFIX[rounding]} (m1, near{_random(rounding)})
+        bounded = Clip (r, least, greatest)
+        q = Cast <to: int = @to> (bounded)
+        """,
+    )  # fmt: skip
+
+
+GRID = _variants(_grid)
+GRID_BOUND = 2**15
+
+
 def _direct_ratio(rounding: str) -> onnx.FunctionProto:
     """m, divisor int32, divisor >= 1: round(m / divisor); (4 * greatest + 5) * divisor < 2^31."""
     numerator = {
@@ -596,6 +621,45 @@ def _constant(rounding: str) -> onnx.FunctionProto:
 
 CONSTANT = _variants(_constant)
 
+
+def _follow(name: str, reduction: str) -> onnx.FunctionProto:
+    """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave."""
+    return function(
+        name, ("greatest", "lowest", "highest"), "(q, held) => (next)",
+        _int32("zero", 0) + _int32("two", 2) + reduction + """
+        greatest64 = Constant <value_int: int = @greatest> ()
+        greatest = Cast <to: int = 6> (greatest64)
+        lowest64 = Constant <value_int: int = @lowest> ()
+        lowest = Cast <to: int = 6> (lowest64)
+        highest64 = Constant <value_int: int = @highest> ()
+        highest = Cast <to: int = 6> (highest64)
+        most = Cast <to: int = 6> (most_q)
+        fewest = Cast <to: int = 6> (fewest_q)
+        depth = Sub (zero, fewest)
+        top = Max (most, depth)
+        half = Div (greatest, two)
+        saturated = GreaterOrEqual (top, greatest)
+        small = GreaterOrEqual (half, top)
+        up1 = Cast <to: int = 6> (saturated)
+        up = Mul (up1, two)
+        down = Cast <to: int = 6> (small)
+        raised = Add (held, up)
+        moved = Sub (raised, down)
+        above = Max (moved, lowest)
+        next = Min (above, highest)
+        """,
+    )  # fmt: skip
+
+
+FOLLOW = _follow("FollowExponent", "most_q = ReduceMax <keepdims: int = 0> (q)\nfewest_q = ReduceMin <keepdims: int = 0> (q)\n")
+FOLLOW_CHANNELS = _follow(
+    "FollowExponents",
+    """
+    axes = Constant <value_ints: ints = [0, 2, 3]> ()
+    most_q = ReduceMax <keepdims: int = 1> (q, axes)
+    fewest_q = ReduceMin <keepdims: int = 1> (q, axes)
+    """,
+)
 
 EXPONENTIAL = function(
     "ExponentialTable", (), "(t) => (y)",

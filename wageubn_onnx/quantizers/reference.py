@@ -183,6 +183,16 @@ def shift(
     return q, guard(m, exponent + log) - (bits - 1)
 
 
+def follow(q: npt.ArrayLike, held: int, greatest: int, lowest: int, highest: int) -> int:
+    """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave.
+
+    2 more where a mantissa is +-greatest, 1 less where none passes half of that; always within lowest..highest.
+    """
+    top = int(np.max(abs(exact(q))))
+    moved = held + (2 if top >= greatest else -1 if top <= greatest // 2 else 0)
+    return min(max(moved, lowest), highest)
+
+
 def limbs(m: npt.ArrayLike) -> tuple[Integers, Integers]:
     """(high, low) with m = 2^8 * high + low, low in 0..255."""
     m = np.asarray(m).astype(np.int64)

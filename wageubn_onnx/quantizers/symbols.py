@@ -12,6 +12,8 @@ SYMBOLS: dict[str, tuple[str, str]] = {
     "Z": ("Q_Z", "logits"),
     "BN.mu": ("Q_mu", "BN mean"),
     "BN.sigma": ("Q_sigma", "BN standard deviation"),
+    "BN.var": ("Q_var", "BN variance, on the grid of sigma's square, where that is found at run time"),
+    "BN.epsilon": ("Q_eps", "epsilon, on the same"),
     "BN.x": ("Q_BN", "BN normalised value"),
     "gamma": ("Q_gamma", "BN scale"),
     "beta": ("Q_beta", "BN offset"),

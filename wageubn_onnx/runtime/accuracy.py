@@ -215,6 +215,7 @@ def _file(experiment: Experiment, place: Place, run: Run) -> Path:
 def _child(experiment: Experiment, place: Place, run: Run) -> None:
     """The process of one run: it ends with 0, with 2 after an error in one line, and with 130 when told to stop."""
     os.setpgrp()  # Ctrl-C is for the runner, which passes it on once
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background may have been told to ignore it
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         finished = execute(experiment, place, run)

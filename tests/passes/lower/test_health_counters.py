@@ -18,6 +18,7 @@ from wageubn_onnx.graph import DOMAIN, Model, Tensor, to_proto
 from wageubn_onnx.passes.lower.health import SOFTMAX, count_health
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import Format as Bits
+from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.quantizers import floating
 
@@ -133,9 +134,16 @@ def test_no_other_bit_changes(healthy: Artifacts, tiny_artifacts: Artifacts) -> 
         state = {key: found[f"{key}.next"] for key in tiny_artifacts.state}
 
 
-@pytest.mark.parametrize("dr", [128, 4])
-def test_the_counters_are_those_of_the_tensors(dr: int, healthy: Artifacts) -> None:
+@pytest.fixture(scope="module")
+def delayed(tiny_file: Path) -> Artifacts:
+    """The same with exponents held as states, one a channel for Q_C."""
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, health=True, profile=load_profile("fast")))
+
+
+@pytest.mark.parametrize(("name", "dr"), [("healthy", 128), ("healthy", 4), ("delayed", 128)])
+def test_the_counters_are_those_of_the_tensors(name: str, dr: int, request: pytest.FixtureRequest) -> None:
     """Recounted from every quantizer's own outputs and attributes."""
+    healthy: Artifacts = request.getfixturevalue(name)
     probe = onnx.ModelProto()
     probe.CopyFrom(healthy.files["int_training"])
     nodes = {n.name: n for n in probe.graph.node if n.domain == DOMAIN}
@@ -158,6 +166,8 @@ def test_the_counters_are_those_of_the_tensors(dr: int, healthy: Artifacts) -> N
         assert entry["elements"] == sum(p.size for p in bounded)
         if "fraction" in told:
             assert row[2] == -told["fraction"]
+        elif told["role"] == "C":
+            assert row[2] == healthy.state[told["exponent"]].max()
     roles = {e["role"] for e, row in zip(entries, found["health"], strict=True) if row[0]}
     assert {"E1", "G.W"} <= roles
 
