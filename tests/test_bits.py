@@ -207,7 +207,7 @@ class Twins:
         random, state = np.random.default_rng(seed), {}
         for key, value in self.artifacts.state.items():
             entry = self.artifacts.manifest["tensors"][key]
-            low, high = entry["min"], entry["max"] - (key == "step")
+            low, high = entry["min"], entry["max"]
             if how == "least":
                 drawn = np.full(value.shape, low)
             elif how == "greatest":

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import audit
+from wageubn_onnx.proofs.ranges import prove
 from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -116,3 +118,21 @@ def test_resnet18_at_224_trains(tmp_path: Path) -> None:
     losses = [session.step(x, y, lr=0.05).loss for _ in range(3)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_resnet50_at_224_never_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch 64: every tensor of both stages is proven, and run-time exponents stay inside their guard at any depth."""
+    monkeypatch.syspath_prepend(str(ROOT / "models"))
+    from resnet import Architecture, build
+
+    architecture = Architecture((3, 4, 6, 3), (64, 128, 256, 512), 1000, (3, 224, 224), bottleneck=True, large_stem=True)
+    onnx.save(build(architecture), tmp_path / "resnet50.onnx")
+    artifacts = convert(tmp_path / "resnet50.onnx", Config(batch=64))
+    for stage, least in (("int_training", 70_000), ("int_eval", 15_000)):
+        proof = prove(artifacts.files[stage])
+        assert proof.doubts == []
+        assert proof.tensors > least
+        exponents = [r for r in proof.ranges if "exponent" in r.tensor]
+        assert all(-128 <= r.least <= r.greatest <= 128 for r in exponents)
+        assert len(exponents) > 100 or stage == "int_eval"

@@ -19,6 +19,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import NAMES, load_profile
 
 if TYPE_CHECKING:
+    from wageubn_onnx.proofs.ranges import Proof
     from wageubn_onnx.runtime.bench import BenchResult
     from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
@@ -164,16 +165,20 @@ def convert(
 
 @cli.command(epilog=_example("wageubn-onnx audit r20"))
 @click.argument("path", metavar="MODEL_OR_DIR", type=PATH)
+@click.option("--ranges", is_flag=True, help="Print what is proven of every tensor that could overflow, the tightest first.")
+@click.option("--all", "every", is_flag=True, help="With --ranges: of every tensor, in all rows.")
 @json_option
 @click.pass_context
-def audit(ctx: click.Context, path: Path, as_json: bool) -> None:
-    """Prove that a graph computes with integers only; of a folder, its training step and its inference model.
+def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bool) -> None:
+    """Prove that a graph computes with integers only and never overflows; of a folder, its training step and inference model.
 
     Exits with 1 where anything was found.
     """
     from wageubn_onnx.proofs.audit import audit as run
     from wageubn_onnx.runtime.folder import ArtifactFolder
 
+    if every and not ranges:
+        raise click.UsageError("--all needs --ranges", ctx)
     models = [path]
     if path.is_dir():
         folder = ArtifactFolder(path)
@@ -191,6 +196,7 @@ def audit(ctx: click.Context, path: Path, as_json: bool) -> None:
                 "coverage": report.coverage,
                 "findings": [{"kind": f.kind, "where": f.where, "message": f.message} for f in report.findings],
             }
+            | ({"proof": _proof_json(report.proof, every)} if ranges and report.proof else {})
             for model, report in reports
         ]
         _print_json({"ok": passed, "models": found})
@@ -201,7 +207,28 @@ def audit(ctx: click.Context, path: Path, as_json: bool) -> None:
                 click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
             for name, value in report.coverage.items():
                 click.echo(f"  {name}: {value}")
+            if ranges:
+                _print_ranges(report.proof, every)
     ctx.exit(0 if passed else 1)
+
+
+TIGHTEST = 25  # rows of the table of ranges
+
+
+def _proof_json(proof: Proof, every: bool) -> dict[str, Any]:
+    rows = proof.ranges if every else proof.growing
+    return {"verdict": proof.verdict, "tensors": proof.tensors, "states": proof.states, "ranges": [asdict(r) for r in rows]}
+
+
+def _print_ranges(proof: Proof | None, every: bool) -> None:
+    if proof is None:
+        click.echo("no ranges: only integers have one")
+        return
+    found = proof.ranges if every else proof.growing[:TIGHTEST]
+    rows = [[r.node, r.op, r.dtype, str(r.least), str(r.greatest), str(r.bits), f"{r.headroom:.1f}"] for r in found]
+    title = "every tensor" if every else f"the {len(rows)} tightest of {len(proof.growing)} tensors that could overflow"
+    _print_table(title, ["node or function.tensor", "op", "dtype", "least", "greatest", "bits", "headroom"], rows)
+    click.echo(proof.verdict)
 
 
 def _open_session(folder: Path, in_float: bool, threads: int | None) -> Session:

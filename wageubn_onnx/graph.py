@@ -28,6 +28,7 @@ OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
 IR_VERSION = 9
 DOMAIN = "wageubn"  # the project's own functions
 PREFIX = "wageubn."  # of every metadata key
+INTEGER_STAGES = ("int_training", "int_eval")
 
 Tensor: TypeAlias = gs.Tensor
 
@@ -265,9 +266,17 @@ def _exported(model: Model) -> onnx.ModelProto:
     proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
     if "expected" in model.notes:
         proto.metadata_props.add(key=PREFIX + "expected", value=json.dumps(model.notes["expected"], sort_keys=True))
+    if model.stage in INTEGER_STAGES:  # what the overflow proof starts from
+        ranges = {v.name: _range(model.states[v.name]) for v in proto.graph.input if v.name in model.states}
+        proto.metadata_props.add(key=PREFIX + "ranges", value=json.dumps(ranges, sort_keys=True))
     if model.stage == "forward":  # parameters are defaults that a caller may override
         proto.graph.initializer.extend(numpy_helper.from_array(s.value, s.key) for s in model.states.values())
     return proto
+
+
+def _range(state: State) -> list[int]:
+    """The least and the greatest mantissa of a state."""
+    return [int(state.info["least"]), int(state.info["limit"])]
 
 
 def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionProto]) -> list[str]:

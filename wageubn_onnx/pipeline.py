@@ -12,7 +12,7 @@ import onnx
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import Model, Tensor, next_states, to_proto
+from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing import formats, forward
@@ -35,6 +35,7 @@ from wageubn_onnx.passes.quantize import (
 )
 from wageubn_onnx.passes.quantize import loss as quantize_loss
 from wageubn_onnx.passes.training import backward, loss, sgd, unroll
+from wageubn_onnx.proofs.ranges import require
 from wageubn_onnx.ranges import greatest_errors
 from wageubn_onnx.stages import check_stage
 
@@ -100,7 +101,7 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
 
     Of a profile without an integer form it makes the float and the quantized graphs. Raises WageubnError, one line, for anything
-    that cannot be converted; then nothing is written.
+    that cannot be converted, ProofFailed where the integer stages could overflow; then nothing is written.
     """
     config = config or Config()
     if config.health and not config.profile.has_integers:
@@ -117,19 +118,19 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
         step.notes["errors"] = _first_errors(source, config)
     quantized = QUANT_TRAINING(step, config)
     files["quant_training"] = _written(quantized, _step_outputs(quantized, config))
-    integers = INT_TRAINING(quantized, config) if config.profile.has_integers else None
-    if integers:
-        files["int_training"] = _written(integers, _step_outputs(integers, config))
+    integer = INT_TRAINING(quantized, config) if config.profile.has_integers else None
+    if integer:
+        files["int_training"] = _written(integer, _step_outputs(integer, config))
 
     evaluation = QUANT_EVAL(source, config)
     files["quant_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
-    if integers:
+    if integer:
         evaluation = INT_EVAL(evaluation, config)
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
-    manifest = describe(Path(model), config, fp_state, quantized, integers)
+    manifest = describe(Path(model), config, fp_state, quantized, integer)
     quant_state = {key: state.value for key, state in quantized.states.items()}
-    int_state = {key: state.value for key, state in integers.states.items()} if integers else {}
+    int_state = {key: state.value for key, state in integer.states.items()} if integer else {}
     artifacts = Artifacts(files, fp_state, quant_state, int_state, manifest)
     if out is not None:
         artifacts.save(out)
@@ -152,6 +153,8 @@ def _outermost(source: Model) -> tuple[str, str]:
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
     proto = to_proto(model, outputs)
     check_stage(proto, model.stage)
+    if model.stage in INTEGER_STAGES:
+        require(proto, model.stage)
     return proto
 
 

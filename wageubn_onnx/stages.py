@@ -31,6 +31,7 @@ COMMON_OPS = frozenset(
         "Identity",
         "Max",
         "MaxPool",
+        "Min",
         "Mul",
         "Not",
         "Or",
@@ -46,7 +47,7 @@ COMMON_OPS = frozenset(
     ]
 )  # elementwise, moving and reducing: the same on floats and on mantissas
 TRAINING_OPS = COMMON_OPS | {"AveragePool", "Conv", "ConvTranspose", "Exp", "GlobalAveragePool", "Log", "MatMul", "Relu", "Sqrt"}
-INTEGER_OPS = COMMON_OPS | {"BitwiseXor", "ConvInteger", "Gather", "GreaterOrEqual", "MatMulInteger", "Min"}
+INTEGER_OPS = COMMON_OPS | {"BitwiseXor", "ConvInteger", "Gather", "GreaterOrEqual", "MatMulInteger"}
 
 
 @dataclass(frozen=True)

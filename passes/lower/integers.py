@@ -103,6 +103,11 @@ def at_least(lower: Lowering, node: gs.Node) -> Value:
     return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.lo))
 
 
+def at_most(lower: Lowering, node: gs.Node) -> Value:
+    """Min of integers that are no numbers on a grid: the counter of steps."""
+    return Raw(lower.g.op("Min", *(_raw(v, node) for v in _operands(lower, node)), name=short_name(node)))
+
+
 def greater(lower: Lowering, node: gs.Node) -> Value:
     """x > 0 is the mantissa's sign."""
     x, zero = _operands(lower, node)
@@ -262,6 +267,7 @@ RULES: dict[str, Rule] = {
     "Sqrt": square_root,
     "Relu": relu,
     "Max": at_least,
+    "Min": at_most,
     "Greater": greater,
     "Equal": equal,
     **dict.fromkeys(["And", "Or", "Not"], logical),

@@ -1,4 +1,4 @@
-"""The audit: on a file alone, that nothing float is left, that every layer has its quantizers, and that every kernel is exact.
+"""The audit: on a file alone, that nothing float is left or overflows, that layers have their quantizers and kernels are exact.
 
 Functions are inlined first, so that nothing hides in a body, and onnx's strict shape inference must then find every tensor's
 dtype.
@@ -16,19 +16,12 @@ import onnx
 import onnx.inliner
 
 from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
+from wageubn_onnx.proofs.ranges import Proof, prove
+from wageubn_onnx.proofs.targets import FORBIDDEN, PAIRED_LIMIT
 from wageubn_onnx.stages import INTEGERS
 
 T = onnx.TensorProto
 
-# onnxruntime 1.31 on the CPU computes these wrongly for values beyond 2^31, or cannot run them (docs/runtimes.md)
-FORBIDDEN: dict[tuple[str, int], str] = {
-    **{
-        (op, T.INT64): "wrong for int64 beyond 2^31 in onnxruntime 1.31; use Greater and Where"
-        for op in ("Min", "Max", "Clip", "Sign", "ReduceMax", "ReduceMin")
-    },
-    **{(op, t): "inexact for large sums in onnxruntime 1.31" for op in ("Einsum", "ReduceSumSquare") for t in (T.INT32, T.INT64)},
-    **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
-}
 FLOAT_OPS = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -39,12 +32,11 @@ FLOAT_OPS = {
 # Operators through which a product's operand may come from its quantizer: they only move elements, or flip the sign bit
 MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Pad", "Unsqueeze", "Flatten", "Identity", "Cast", "BitwiseXor", "MaxPool"}
 PRODUCTS = {"ConvInteger", "MatMulInteger"}
-PAIRED_LIMIT = 129
 
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: float, dtype, kernel, gap or operand; where: the node, tensor or layer; message: what is wrong."""
+    """kind: float, dtype, kernel, gap, operand or range; where: the node, tensor or layer; message: what is wrong."""
 
     kind: str
     where: str
@@ -53,10 +45,11 @@ class Finding:
 
 @dataclass
 class Report:
-    """The audit's answer: ok where nothing was found. coverage counts what was looked at."""
+    """The audit's answer: ok where nothing was found. coverage counts what was looked at; proof: of integer models only."""
 
     findings: list[Finding] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
+    proof: Proof | None = None
 
     @property
     def ok(self) -> bool:
@@ -75,6 +68,8 @@ def audit_model(model: onnx.ModelProto) -> Report:
     _check_inlined(model, report)
     _check_coverage(model, report)
     _check_operands(model, report)
+    if not any(f.kind in ("float", "dtype") for f in report.findings):
+        _check_ranges(model, report)
     return report
 
 
@@ -212,6 +207,13 @@ def _check_operands(model: onnx.ModelProto, report: Report) -> None:
             if greatest > PAIRED_LIMIT:
                 report.findings.append(Finding("kernel", where, f"uint8 up to {greatest:.0f} by int8 is inexact without VNNI"))
     report.coverage["products"] = count
+
+
+def _check_ranges(model: onnx.ModelProto, report: Report) -> None:
+    """Nothing overflows, for any input and in any step (ranges.py)."""
+    report.proof = prove(model)
+    report.findings += [Finding("range", doubt.where, doubt.message) for doubt in report.proof.doubts]
+    report.coverage["states"] = report.proof.states
 
 
 def _sources(name: str, makers: dict[str, onnx.NodeProto]) -> tuple[list[onnx.NodeProto], str]:
