@@ -248,7 +248,8 @@ def test_integers_are_the_float64_values(seed: int, options: dict[str, Any], tmp
 UPWARD = """
 extends = "sq8"
 """ + "".join(
-    f'[{path}]\nrounding = "half_up"\n' for path in ("I", "W", "A", "C", "BN.mu", "BN.sigma", "BN.x", "BN.A", "E1", "E2", "G.W")
+    f'[{path}]\nrounding = "half_up"\n'
+    for path in ("I", "W", "A", "C", "BN.mu", "BN.sigma", "BN.x", "BN.A", "E1", "E2", "E.acc", "G.W")
 )
 MIXED = """
 extends = "full8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import NAMES, PATHS, Format, load_profile
+from wageubn_onnx.proofs.audit import audit_model
 
 
 def own(folder: Path, text: str) -> str:
@@ -29,6 +31,14 @@ def test_a_named_profile_has_every_path(name: str) -> None:
     assert set(profile.formats) == set(PATHS)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if load_profile(name).has_integers])
+def test_a_named_profile_passes_the_audit(name: str, tmp_path: Path) -> None:
+    onnx.save(tiny(), tmp_path / "tiny.onnx")
+    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name)))
+    for stage in ("int_training", "int_eval"):
+        assert audit_model(made.files[stage]).findings == []
+
+
 def test_what_a_profile_extends_stays() -> None:
     full8, e16 = load_profile("full8"), load_profile("e16")
     assert e16.format("E2") == Format(16, function="shift")
@@ -39,6 +49,30 @@ def test_a_later_exception_wins(tmp_path: Path) -> None:
     text = 'extends = "full8"\n[layers."layer*".A]\nbits = 6\n[layers.layer2.A]\nbits = 5\n[layers.last.A]\nbits = 4\n'
     profile = load_profile(own(tmp_path, text)).on("stem", "fc")
     assert [profile.format("A", layer).bits for layer in ("stem", "layer1", "layer2", "fc")] == [8, 6, 5, 4]
+
+
+def test_a_name_may_leave_paths_in_float(tmp_path: Path) -> None:
+    """Whole groups too, at every layer; what they would be quantized to stays known."""
+    full8, left = load_profile("full8"), load_profile("full8-BN-U")
+    assert left.name == "full8-BN-U" and full8.has_integers and not left.has_integers
+    assert {p for p in PATHS if left.format(p).is_float} == {"BN.mu", "BN.sigma", "BN.x", "BN.running", "BN.A", "U"}
+    assert left.format("BN.mu").bits == 16
+    text = 'extends = "full8"\n[layers.fc.W]\nbits = 5\nfraction = 4\n[layers.last.A]\nfunction = "float"\n'
+    own_profile = load_profile(own(tmp_path, text)).on("stem", "fc")
+    assert own_profile.format("A", "fc").is_float and not own_profile.format("A", "stem").is_float
+    assert not own_profile.has_integers
+    assert own_profile.with_float("W").format("W", "fc").is_float
+    with pytest.raises(WageubnError, match="profile full8: no data path 'E3'"):
+        load_profile("full8-E3")
+
+
+def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
+    text = 'extends = "full8"\nmomentum = 0.9\n[M.coefficient]\nfunction = "float"\n'
+    with pytest.raises(WageubnError, match="gradients of G.W add up"):
+        load_profile(own(tmp_path, text))
+    text += "".join(f'[M.{kind}]\nfunction = "float"\n' for kind in ("W", "gamma", "beta", "bias"))
+    (tmp_path / "free.toml").write_text(text)
+    assert load_profile(str(tmp_path / "free.toml")).momentum == 0.9
 
 
 @pytest.mark.parametrize(
@@ -61,6 +95,10 @@ def test_a_later_exception_wins(tmp_path: Path) -> None:
         ('extends = "full8"\n[C]\ndelayed = true\nfraction = 7', "finds its grid at run time"),
         ('extends = "full8"\n[A]\nleast = -300', "which 8 bits do not hold"),
         ('extends = "full8"\nmomentum = 0.9', "rounds to 1"),
+        ('extends = "full8"\nmomentum = 1.0', "not in 0..1"),
+        ('extends = "full8"\n[E1]\nbounded = false', "only direct quantization"),
+        ('extends = "full8"\n[A]\nbounded = false\nleast = -3', "leave out least"),
+        ('extends = "full8"\n[layers.fc.lr]\nfunction = "float"', "one for all layers"),
         ('extends = "full8"\n[M.W]\nbits = 6', "gradients of G.W add up"),
         ('extends = "full8"\n[U]\nfraction = 5', "coarser than W"),
         ('extends = "full8"\nspeed = 1', "unknown key 'speed'"),
@@ -97,6 +135,9 @@ fraction = 4
     made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(own(tmp_path, text))))
     entries = made.manifest["quantizers"]
     assert made.manifest["profile"] == "own"
+    assert made.manifest["formats"]["A"] == asdict(Format(7, least=-64))
+    assert [e["layers"] for e in made.manifest["exceptions"]] == ["first", "last"]
+    assert made.manifest["exceptions"][1]["formats"] == {"W": asdict(Format(5, fraction=4))}
     assert {e["bits"] for e in entries if e["role"] == "A"} == {7}
     assert {e["rounding"] for e in entries if e["role"] == "E1"} == {"half_up"}
     assert {e["layer"]: e["bits"] for e in entries if e["role"] == "W"}["fc"] == 5

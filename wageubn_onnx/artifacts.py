@@ -18,11 +18,15 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.runtime.files import save_tensors
 
 MANIFEST = "manifest.json"
+OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent where the profile has no integer form
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What `convert` makes. files: stage -> model; the states: key -> initial value; manifest: see docs/artifacts.md."""
+    """What `convert` makes. files: stage -> model; the states: key -> initial value; manifest: see docs/artifacts.md.
+
+    Of a profile without an integer form there are no integer stages, and ``state`` is empty.
+    """
 
     files: dict[str, onnx.ModelProto]
     fp_state: dict[str, np.ndarray[Any, Any]]
@@ -55,6 +59,8 @@ class Artifacts:
                 names = sorted(p.name for p in made.iterdir() if p.name != MANIFEST)
                 for name in (*names, MANIFEST):
                     os.replace(made / name, target / name)
+                for name in {*OPTIONAL} - {*names}:
+                    (target / name).unlink(missing_ok=True)
             else:
                 made.chmod(0o755)
                 os.rename(made, target)
@@ -64,7 +70,8 @@ class Artifacts:
     def _write(self, folder: Path) -> None:
         for stage, model in self.files.items():
             (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
-        save_tensors(folder / "state.safetensors", self.state)
+        if self.state:
+            save_tensors(folder / "state.safetensors", self.state)
         save_tensors(folder / "quant_state.safetensors", self.quant_state)
         save_tensors(folder / "fp_state.safetensors", self.fp_state)
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")

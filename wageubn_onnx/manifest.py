@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,21 @@ from wageubn_onnx import __version__
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
 from wageubn_onnx.graph import DOMAIN, Model, State
+from wageubn_onnx.profiles import Format
 
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")
 
 
-def describe(
-    source: Path, config: Config, fp_state: dict[str, Any], quantized: Model, step: Model, evaluation: Model
-) -> dict[str, Any]:
-    """The manifest of one conversion; ``quantized`` knows each quantizer, ``step`` what it became."""
-    lowered: dict[str, Value] = step.notes["lowered"]
+def describe(source: Path, config: Config, fp_state: dict[str, Any], quantized: Model, step: Model | None) -> dict[str, Any]:
+    """The manifest of one conversion; ``quantized`` knows each quantizer, the integer ``step``, if any, what it became."""
+    rate = config.profile.format("lr")
     return {
         "format": 1,
         "source": {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
         "profile": config.profile.name,
+        "formats": _table(config.profile.formats),
+        "exceptions": [{"layers": layers, "formats": _table(formats)} for layers, formats in config.profile.exceptions],
         "tools": {"wageubn-onnx": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
         "optimizer": {
@@ -36,19 +39,36 @@ def describe(
             "weight_decay": _rounded(config.weight_decay, config.profile.constant_bits),
             "fp_weight_decay": config.weight_decay,
         },
-        "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}} | _health(step),
-        "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
+        "step": None,
+        "eval": None,
         "fp_step": {"model": "fp_training.onnx", **{n: n for n in ("images", "labels", "lr", "loss", "correct")}},
         "fp_eval": {"model": "forward.onnx", "images": "images", "logits": "logits"},
         "quant_step": {"model": "quant_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}},
         "quant_eval": {"model": "quant_eval.onnx", "images": "images", "logits": "logits"},
-        "state": [_names(key) for key in step.states],
+        "state": None,
         "quant_state": [_names(key) for key in quantized.states],
         "fp_state": [_names(key) for key in fp_state],
-        "exponents": {"lr": config.profile.format("lr").exponent, **step.notes["exponents"]},
+        "exponents": {} if rate.is_float else {"lr": rate.exponent},
+        "quantizers": [_float_quantizer(quantized, node) for node in quantized.graph.nodes if _is_quantizer(node)],
+        "tensors": {},
+    } | (_integers(quantized, step, rate.exponent) if step else {})
+
+
+def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
+    """What the manifest says of the integer step and of inference with it."""
+    lowered: dict[str, Value] = step.notes["lowered"]
+    return {
+        "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}} | _health(step),
+        "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
+        "state": [_names(key) for key in step.states],
+        "exponents": {"lr": rate, **step.notes["exponents"]},
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
     }
+
+
+def _table(formats: dict[str, Format]) -> dict[str, dict[str, Any]]:
+    return {path: asdict(form) for path, form in formats.items()}
 
 
 def _health(step: Model) -> dict[str, Any]:
@@ -75,8 +95,21 @@ def _state_format(state: State) -> dict[str, Any]:
     return entry
 
 
+def _is_quantizer(node: Any) -> bool:
+    return node.domain == DOMAIN and "role" in node.attrs
+
+
+def _float_quantizer(quantized: Model, node: Any) -> dict[str, Any]:
+    """A quantize node of `quant_training`; ``fraction`` where its grid is static, and no bound where it does not saturate."""
+    attrs = node.attrs
+    entry = {"node": node.name, "layer": quantized.tag(node.outputs[0]).layer, "role": attrs["role"], "function": node.op}
+    entry |= {"bits": attrs["bits"]} | ({"fraction": -attrs["exponent"]} if "exponent" in attrs else {})
+    low, high = (value if math.isfinite(value) else None for value in (attrs["lo"], attrs["hi"]))
+    return entry | {"min": low, "max": high, "rounding": attrs["rounding"]}
+
+
 def _quantizer(quantized: Model, node: Any, lowered: dict[str, Value]) -> dict[str, Any] | None:
-    if node.domain != DOMAIN or "role" not in node.attrs:
+    if not _is_quantizer(node):
         return None
     value = lowered[node.outputs[0].name]
     fixed = value.low if isinstance(value, Pair) else value

@@ -11,6 +11,7 @@ import onnx
 
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
+from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
@@ -99,10 +100,12 @@ DRY_BATCH = 8  # images
 def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
     """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
 
-    Raises WageubnError, one line, for anything that cannot be converted, ProofFailed where the integer stages could overflow;
-    then nothing is written.
+    Of a profile without an integer form it makes the float and the quantized graphs. Raises WageubnError, one line, for anything
+    that cannot be converted, ProofFailed where the integer stages could overflow; then nothing is written.
     """
     config = config or Config()
+    if config.health and not config.profile.has_integers:
+        raise WageubnError(f"profile {config.profile.name} has no integer step, whose health could be counted; leave out health")
     source = FORWARD(model, config)
     config = replace(config, profile=config.profile.on(*_outermost(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
@@ -113,22 +116,22 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
 
     if config.profile.is_delayed:
         step.notes["errors"] = _first_errors(source, config)
-    step = QUANT_TRAINING(step, config)
-    files["quant_training"] = _written(step, _step_outputs(step, config))
-    quantized = step
-
-    step = INT_TRAINING(step, config)
-    files["int_training"] = _written(step, _step_outputs(step, config))
+    quantized = QUANT_TRAINING(step, config)
+    files["quant_training"] = _written(quantized, _step_outputs(quantized, config))
+    integer = INT_TRAINING(quantized, config) if config.profile.has_integers else None
+    if integer:
+        files["int_training"] = _written(integer, _step_outputs(integer, config))
 
     evaluation = QUANT_EVAL(source, config)
     files["quant_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
+    if integer:
+        evaluation = INT_EVAL(evaluation, config)
+        files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
-    evaluation = INT_EVAL(evaluation, config)
-    files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
-
-    manifest = describe(Path(model), config, fp_state, quantized, step, evaluation)
-    quant_state, state = ({key: s.value for key, s in stage.states.items()} for stage in (quantized, step))
-    artifacts = Artifacts(files, fp_state, quant_state, state, manifest)
+    manifest = describe(Path(model), config, fp_state, quantized, integer)
+    quant_state = {key: state.value for key, state in quantized.states.items()}
+    int_state = {key: state.value for key, state in integer.states.items()} if integer else {}
+    artifacts = Artifacts(files, fp_state, quant_state, int_state, manifest)
     if out is not None:
         artifacts.save(out)
     return artifacts

@@ -30,7 +30,8 @@ def quantize_activations(g: Model, config: Config) -> None:
     for tensor in g.by_role("sum"):
         if any(user.op not in ("Relu", "Greater") for user in tensor.outputs):
             insert(g, tensor, floating.direct, "S", form(tensor, "S"), static_exponent(g, tensor, form(tensor, "S")))
-            expect_also(g, tensor, "S")
+            if not form(tensor, "S").is_float:
+                expect_also(g, tensor, "S")
     for tensor in g.by_role("Y", "sum", "S"):
         products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
         if products and not _is_narrow(tensor, bits):

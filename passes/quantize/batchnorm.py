@@ -9,7 +9,20 @@ import numpy as np
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import finer, grid_of, insert, on_grid, parameter_state, quantizer_of, source, squared
+from wageubn_onnx.passes.quantize.place import (
+    Grid,
+    finer,
+    grid_of,
+    insert,
+    is_quantized,
+    on_grid,
+    parameter_state,
+    quantizer_of,
+    source,
+    squared,
+    static_exponent,
+)
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
@@ -25,7 +38,6 @@ def quantize_batch_norm(g: Model, config: Config) -> None:
     for xh in g.by_role("BN.x"):
         form = config.profile.format("BN.x", g.tag(xh).layer)
         insert(g, xh, floating.direct, "BN.x", form, form.exponent)
-    _running_statistics(g, config)
 
 
 def _parameters(g: Model, config: Config) -> None:
@@ -36,31 +48,32 @@ def _parameters(g: Model, config: Config) -> None:
 
 
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
-    """mu on the grid of BN's input, sigma on one finer, epsilon on the grid of the variance under the root.
-
-    An input of fewer bits (BN on the image, or Q_C in 8 bits) gets a mu and a sigma of 16 bits over its range.
-    """
+    """mu and sigma on their grids, epsilon on the grid of the variance under the root, the running statistics."""
     layer = g.tag(sigma).layer
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
-    centering = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
-    entry = centering.inputs[0]
-    missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+    entry = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
     with g.context(layer=layer):
-        grid = finer(g, grid_of(entry), missing)
-        fine = finer(g, grid, 0 if missing else 1)
-        # a root rounded to `fine` needs its square to a quarter of the square of that
-        under_root = finer(g, squared(g, fine), 2)
+        grid, missing = _mean_grid(g, entry, mean)
+        fine = finer(g, grid, 0 if missing else 1) if deviation.fraction is None else deviation.exponent
+    exponent = grid if isinstance(grid, int) else _greatest_exponent(g, entry) + ROOM - missing
     insert(g, mu, on_grid, "BN.mu", mean, grid)
     insert(g, sigma, on_grid, "BN.sigma", deviation, fine, lo=1)
+    _running_statistics(g, config, layer, exponent)
+    if not deviation.is_float:
+        _under_root(g, sigma, deviation, fine, fine if isinstance(fine, int) else exponent - (0 if missing else 1))
+
+
+def _under_root(g: Model, sigma: Tensor, deviation: Format, fine: Grid, exponent: int) -> None:
+    """Epsilon on the grid of the variance: a root rounded to ``fine`` needs its square to a quarter of the square of that."""
     total = source(source(sigma).inputs[0])
     greatest = 4 * (deviation.greatest + 1) ** 2  # beyond, sigma saturates in any case
     positive = replace(deviation, bits=greatest.bit_length() + 1, least=0, greatest=greatest)
-    with g.context(layer=layer):
-        epsilon = total.inputs[1]
-        unit = 2.0 ** (2 * _static_exponent(g, entry, missing) - (2 if missing else 4))
+    with g.context(layer=g.tag(sigma).layer):
+        epsilon, unit = total.inputs[1], 2.0 ** (2 * exponent - 2)
         epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
-        if not isinstance(under_root, int):
+        if not isinstance(fine, int):
+            under_root = finer(g, squared(g, fine), 2)
             total.inputs[1] = on_grid(g, epsilon, "BN.epsilon", positive, under_root, lo=1)
             # between the batch's variance and the stored one, whose grid is static
             variance, is_training = total.inputs[0], "labels" in g.named
@@ -70,38 +83,41 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
                 reader.inputs[0] = rounded
 
 
-def _static_exponent(g: Model, entry: Tensor, missing: int) -> int:
-    """That of mu's grid; where the grid is found at run time, of the one that `ranges` would choose for good."""
-    quantizer = quantizer_of(entry)
-    if "exponent" in quantizer.attrs:
-        return int(quantizer.attrs["exponent"]) - missing
-    held = next(s.value for s in g.states.values() if s.tensor is source(quantizer.inputs[1]).inputs[0])
-    return int(held.max()) + ROOM - missing
+def _greatest_exponent(g: Model, entry: Tensor) -> int:
+    """Of the channels' exponents with which a Q_C starts."""
+    step = source(quantizer_of(entry).inputs[1])
+    return int(next(state.value for state in g.states.values() if state.tensor is step.inputs[0]).max())
 
 
-def _running_statistics(g: Model, config: Config) -> None:
+def _mean_grid(g: Model, entry: Tensor, mean: Format) -> tuple[Grid, int]:
+    """mu's grid, and by how many bits it is finer than that of BN's input.
+
+    An input of fewer bits (BN on the image, or Q_C in 8 bits) gets a mu and a sigma of 16 bits over its range; one in float those
+    that it would have in 16 bits.
+    """
+    if mean.fraction is not None or not is_quantized(entry):
+        return static_exponent(g, entry, mean), 0
+    missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+    return finer(g, grid_of(entry), missing), missing
+
+
+def _running_statistics(g: Model, config: Config, layer: str, exponent: int) -> None:
     """Stored with 8 more fractional bits than the batch's mean, and twice as many for the variance's square."""
-    for mu in g.by_role("BN.mu"):
-        if source(mu).domain is None:
-            continue
-        layer = g.tag(mu).layer
-        (centering,) = (u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu)
-        entry = centering.inputs[0]
-        mean, form = (config.profile.format(path, layer) for path in ("BN.mu", "BN.running"))
-        missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
-        exponent = _static_exponent(g, entry, missing)
-        extra, mean_limit = form.bits - mean.bits, form.greatest
-        for kind, grid, least, limit in (
-            ("running_mean", exponent - extra, -mean_limit, mean_limit),
-            ("running_var", 2 * exponent - extra, 0, VARIANCE_LIMIT),
-        ):
-            (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
-            state.info |= {"exponent": grid, "least": least, "limit": limit}
-            wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
-            for role in (f"BN.{kind}.batch", f"BN.{kind}"):
-                for tensor in g.by_role(role):
-                    if g.tag(tensor).layer == layer and source(tensor).domain is None:
-                        insert(g, tensor, floating.direct, role, wide, grid, lo=least)
+    form = config.profile.format("BN.running", layer)
+    if form.is_float:
+        return
+    extra, mean_limit = form.bits - config.profile.format("BN.mu", layer).bits, form.greatest
+    for kind, grid, least, limit in (
+        ("running_mean", exponent - extra, -mean_limit, mean_limit),
+        ("running_var", 2 * exponent - extra, 0, VARIANCE_LIMIT),
+    ):
+        (state,) = (s for s in g.states.values() if s.layer == layer and s.kind == kind)
+        state.info |= {"exponent": grid, "least": least, "limit": limit}
+        wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
+        for role in (f"BN.{kind}.batch", f"BN.{kind}"):
+            for tensor in g.by_role(role):
+                if g.tag(tensor).layer == layer:
+                    insert(g, tensor, floating.direct, role, wide, grid, lo=least)
 
 
 PASS = Pass(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import finer, grid_of, insert, on_grid, quotient, source, step_of
+from wageubn_onnx.passes.quantize.place import (
+    expect_also,
+    finer,
+    grid_of,
+    insert,
+    is_dynamic,
+    is_quantized,
+    on_grid,
+    quotient,
+    source,
+    step_of,
+)
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
@@ -16,24 +27,35 @@ CHANNEL_FRACTION = 17
 
 
 def quantize_bn_backward(g: Model, config: Config) -> None:
-    """Insert after BN.A (twice: a fixed grid, then its own range), BN.K and BN.B (on the grid of e*A)."""
+    """Insert after BN.A (twice: a fixed grid, then its own range), BN.K and BN.B (on the grid of e*A).
+
+    A grid that would follow from what is in float does not exist, and its quantizer neither.
+    """
     for ratio in g.by_role("BN.A"):
         layer = g.tag(ratio).layer
         form, error_form = config.profile.format("BN.A", layer), config.profile.format("E1", layer)
+        if form.is_float:
+            continue
         wide = Format(RATIO_BITS, rounding=form.rounding)
         # |A * mean(e*xh)| <= max|A| max|e| mean|xh|, and mean|xh| <= 1
         coefficient = Format(
             form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2)
         )
+        factors = source(ratio).inputs
         with g.context(layer=layer):
-            grid = quotient(g, *(grid_of(i) for i in source(ratio).inputs))
-            per_channel = None if isinstance(grid, int) else finer(g, grid, CHANNEL_FRACTION)
+            grid = quotient(g, *map(grid_of, factors)) if all(map(is_quantized, factors)) else None
+            per_channel = None if grid is None or isinstance(grid, int) else finer(g, grid, CHANNEL_FRACTION)
         if per_channel is None:
-            fixed = insert(g, ratio, on_grid, "BN.ratio", wide, finer(g, grid, RATIO_FRACTION))
+            fixed = ratio
+            if grid is not None:
+                fixed = insert(g, ratio, on_grid, "BN.ratio", wide, finer(g, grid, RATIO_FRACTION))
+                expect_also(g, ratio, "BN.ratio")
             a = insert(g, fixed, floating.shift, "BN.A", form, room=1)  # a saturated channel would lose its whole error
         else:
             a = insert(g, ratio, on_grid, "BN.A", form, per_channel)
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
+        if not (is_dynamic(error) and is_dynamic(a)):
+            continue
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
         for role in ("BN.K", "BN.B"):

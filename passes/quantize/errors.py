@@ -22,7 +22,6 @@ from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 from wageubn_onnx.ranges import exponent_for
 
-SAFE_BITS = 28  # what a run-time requantization takes in int32
 FLAG_REACH = 127 * 128  # the greatest mantissa of a flag pair
 
 
@@ -38,9 +37,11 @@ def quantize_errors(g: Model, config: Config) -> None:
     for total in g.by_role("E.sum"):
         node, layer = source(total), g.tag(total).layer
         form = config.profile.format("E.sum", layer)
+        if form.is_float:
+            continue
         with g.context(layer=layer):
             if form.delayed:
-                node.inputs = delayed(g, list(node.inputs), "E.sum", form, _first(g, total, form))
+                node.inputs = delayed(g, layer, list(node.inputs), "E.sum", form, _first(g, total, form))
             else:
                 node.inputs = list(floating.align(g, node.inputs[0], node.inputs[1], "E.sum", form)[:2])
     for product in g.by_role("E.acc"):
@@ -54,7 +55,7 @@ def _error(g: Model, config: Config, slot: Tensor, role: str) -> None:
     if form.function == "flag":
         fill(g, slot, floating.flag, role, form)
     elif form.delayed:
-        g.replace_uses(slot, *delayed(g, source(slot).inputs, role, form, _first(g, slot, form), random))
+        g.replace_uses(slot, *delayed(g, layer, source(slot).inputs, role, form, _first(g, slot, form), random))
     else:
         fill(g, slot, floating.shift, role, form, random)
 
@@ -65,19 +66,18 @@ def _first(g: Model, tensor: Tensor, form: Format) -> int:
 
 
 def _shorten(g: Model, config: Config, product: Tensor) -> None:
-    """Drop the low bits of a data gradient whose sum of products may leave 28 bits."""
+    """Drop the low bits of a data gradient whose sum of products may leave its bits; one with an operand in float has none."""
     error, weight = source(product).inputs
     layer, count = g.tag(product).layer, weight.shape[0] * math.prod(weight.shape[2:])
-    form = config.profile.format("E2", layer)
-    reach = FLAG_REACH if form.function == "flag" else form.greatest
-    excess = (count * config.profile.format("W", layer).greatest * reach).bit_length() - SAFE_BITS
-    if excess <= 0:
+    e2, w, form = (config.profile.format(path, layer) for path in ("E2", "W", "E.acc"))
+    reach = FLAG_REACH if e2.function == "flag" else e2.greatest
+    excess = (count * w.greatest * reach).bit_length() - (form.bits - 1)
+    if excess <= 0 or any(f.is_float for f in (e2, w, form)):
         return
     with g.context(layer=layer):
         weight_step = 2.0 ** int(quantizer_of(weight).attrs["exponent"])
         step = g.op("Mul", step_of(error), g.scalar(weight_step * 2.0**excess), name="step_acc")
-    rounding = "half_even" if form.rounding == "stochastic" else form.rounding  # a sum has no random bits
-    insert(g, product, floating.grid, step, "E.acc", Format(SAFE_BITS + 1, rounding=rounding))
+    insert(g, product, floating.grid, step, "E.acc", form)
     expect_also(g, product, "E.acc")
 
 

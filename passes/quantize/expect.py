@@ -49,20 +49,34 @@ REQUIRED = frozenset(
         "loss",
     ]
 )
-ALSO = {"BN.A": "BN.ratio"}  # places that get two quantizers
+# Roles whose format is another path's
+PATHS = {
+    **{f"U.{kind}": "U" for kind in ("W", "gamma", "beta", "bias")},
+    **{f"BN.{name}{of}": "BN.running" for name in ("running_mean", "running_var") for of in ("", ".batch")},
+    "S.t": "loss",
+    "S.p": "loss",
+}
+# Grids that only keep integers aligned; with a path in float some follow from nothing
+ALIGNED = {"BN.K", "BN.B", "G.decay"}
 
 
 def expect(g: Model, config: Config) -> None:
-    """Put layer -> sorted roles into ``notes['expected']``; the role C of the logits is Z."""
+    """Put layer -> sorted roles into ``notes['expected']``; the role C of the logits is Z. A path in float is not expected."""
+    profile = config.profile
+
+    def is_quantized(role: str, layer: str) -> bool:
+        if role in ALIGNED:
+            return profile.has_integers
+        return not profile.format(PATHS.get(role, role), layer).is_float
+
     expected: dict[str, set[str]] = {}
     for node in g.graph.nodes:
         tensor = node.outputs[0]
         tag = g.tag(tensor)
         if tag.role in REQUIRED:
-            found = expected.setdefault(tag.layer, set())
-            found.add("Z" if tensor is g.named["logits"] else tag.role)
-            if tag.role in ALSO:
-                found.add(ALSO[tag.role])
+            role = "Z" if tensor is g.named["logits"] else tag.role
+            if is_quantized(role, tag.layer):
+                expected.setdefault(tag.layer, set()).add(role)
     g.notes["expected"] = {layer: sorted(roles) for layer, roles in sorted(expected.items())}
 
 

@@ -7,18 +7,25 @@ import numpy as np
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import fill, insert, quantizer_of, random_for, source, state_of, step_of
-from wageubn_onnx.profiles import Format
+from wageubn_onnx.passes.quantize.place import (
+    fill,
+    insert,
+    is_dynamic,
+    is_quantized,
+    quantizer_of,
+    random_for,
+    source,
+    state_of,
+    step_of,
+)
 from wageubn_onnx.quantizers import floating
-
-DECAY_LIMIT = 2**45  # where the error is so small that a weight's decay leaves this, the decay saturates
 
 
 def quantize_gradients(g: Model, config: Config) -> None:
     """Fill every slot G.*. Adds the input ``gradient_range`` int32 []."""
     dr = g.named["gradient_range"] = g.input("gradient_range", np.int32, [])
     for decay in g.by_role("G.decay"):
-        _align_decay(g, decay)
+        _align_decay(g, config, decay)
     for slot in g.by_role("G.W"):
         state = state_of(g, slot, "W")
         form = config.profile.format("G.W", state.layer)
@@ -30,17 +37,22 @@ def quantize_gradients(g: Model, config: Config) -> None:
             fill(g, slot, floating.direct, f"G.{kind}", form, form.exponent, random=random_for(g, form, state.key, slot))
 
 
-def _align_decay(g: Model, decay: Tensor) -> None:
-    """Weight decay on the grid of the weight gradient that it is added to: the grids of activation and error multiplied."""
+def _align_decay(g: Model, config: Config, decay: Tensor) -> None:
+    """Weight decay on the grid of the weight gradient that it is added to: the grids of activation and error multiplied.
+
+    Where one of these is in float, the gradient is, and so is its decay.
+    """
     (total,) = decay.outputs
     product = source(total.inputs[0])
     while product.op != "MatMul":
         product = source(product.inputs[0])
     activation, error = product.inputs
+    if not (is_quantized(activation) and is_dynamic(error)):
+        return
     with g.context(layer=g.tag(decay).layer):
         unit = g.scalar(2.0 ** int(quantizer_of(activation).attrs["exponent"]))
         step = g.op("Mul", step_of(error), unit, name="step_dw")
-    insert(g, decay, floating.grid, step, "G.decay", Format(DECAY_LIMIT.bit_length() + 1, greatest=DECAY_LIMIT))
+    insert(g, decay, floating.grid, step, "G.decay", config.profile.format("G.decay", g.tag(decay).layer))
 
 
 PASS = Pass(

@@ -16,7 +16,10 @@ DEEPEST = 17  # 2^-17 is 0 on the grid of the probabilities
 
 
 def quantize_loss(g: Model, config: Config) -> None:
-    """exp(t) = 2^Q(t*log2 e), log(s) = ln 2 * log2 s, p = Q(exp/total, 16), loss on 2^-16."""
+    """exp(t) = 2^Q(t*log2 e), log(s) = ln 2 * log2 s, p = Q(exp/total, 16), loss on 2^-16; all of it in float where loss is."""
+    form = config.profile.format("loss")
+    if form.is_float:
+        return
     for exponential in g.by_role("S.exp"):
         with g.context(layer="loss"):
             binary = g.op("Mul", source(exponential).inputs[0], g.constant(math.log2(math.e), name="log2e"), name="binary")
@@ -31,7 +34,6 @@ def quantize_loss(g: Model, config: Config) -> None:
             g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
     for probability in g.by_role("S.p"):
         insert(g, probability, floating.direct, "S.p", Format(tables.EXP_BITS + 1), -tables.EXP_BITS, lo=0, hi=2**tables.EXP_BITS)
-    form = config.profile.format("loss")
     insert(g, g.named["loss"], floating.direct, "loss", form, form.exponent, lo=-LOSS_LIMIT, hi=LOSS_LIMIT)
 
 

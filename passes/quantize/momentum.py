@@ -24,7 +24,8 @@ def quantize_momentum(g: Model, config: Config) -> None:
             form = profile.format(role, g.tag(accumulator).layer)
             quantized = insert(g, accumulator, floating.direct, role, form, form.exponent)
             (state,) = (s for s in g.states.values() if s.after is quantized)
-            state.info |= {"exponent": form.exponent, "limit": form.greatest}
+            if not form.is_float:
+                state.info |= {"exponent": form.exponent, "limit": form.greatest}
 
 
 PASS = Pass(

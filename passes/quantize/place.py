@@ -44,23 +44,23 @@ def source(tensor: Tensor) -> gs.Node:
 
 def fill(g: Model, slot: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
     """Put ``quantizer(g, x, *args, **kwargs)`` in the place that an Identity kept for it; return its value."""
-    with g.context(layer=g.tag(slot).layer):
-        quantized = _value(quantizer(g, source(slot).inputs[0], *args, **kwargs))
-    g.replace_uses(slot, quantized)
-    return quantized
+    return _place(g, slot, source(slot).inputs[0], quantizer, *args, **kwargs)
 
 
 def insert(g: Model, tensor: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
     """Put ``quantizer(g, tensor, *args, **kwargs)`` between ``tensor`` and everything that reads it; return its value."""
-    with g.context(layer=g.tag(tensor).layer):
-        quantized = _value(quantizer(g, tensor, *args, **kwargs))
-    g.replace_uses(tensor, quantized)
+    return _place(g, tensor, tensor, quantizer, *args, **kwargs)
+
+
+def _place(g: Model, old: Tensor, x: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
+    """Let what reads ``old`` read the quantized ``x``. A format in float is no quantizer: then ``old`` stays."""
+    if any(isinstance(a, Format) and a.is_float for a in args):
+        return old
+    with g.context(layer=g.tag(old).layer):
+        result = quantizer(g, x, *args, **kwargs)
+    quantized: Tensor = result[0] if isinstance(result, tuple) else result  # a dynamic one also returns its step
+    g.replace_uses(old, quantized)
     return quantized
-
-
-def _value(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A dynamic quantizer returns its value and its step."""
-    return result[0] if isinstance(result, tuple) else result
 
 
 def expect_also(g: Model, tensor: Tensor, role: str) -> None:
@@ -110,6 +110,11 @@ def grid_of(tensor: Tensor) -> Grid:
     return int(node.attrs["exponent"])
 
 
+def is_dynamic(tensor: Tensor) -> bool:
+    """Whether ``tensor`` lies on a grid found at run time, so that `step_of` has an answer."""
+    return is_quantized(tensor) and not isinstance(grid_of(tensor), int)
+
+
 def step_of(tensor: Tensor) -> Tensor:
     """The run-time step of the grid on which ``tensor`` lies."""
     grid = grid_of(tensor)
@@ -142,12 +147,13 @@ def on_grid(g: Model, x: Tensor, role: str, form: Format, grid: Grid, lo: int | 
     return floating.grid(g, x, grid, role, form, lo=lo, hi=hi)
 
 
-def delayed(g: Model, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None) -> list[Tensor]:
-    """``tensors`` on one grid, whose exponent is a state that this step advances for the next one.
+def delayed(
+    g: Model, layer: str, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None
+) -> list[Tensor]:
+    """``tensors`` on one grid of ``layer``, whose exponent is a state that this step advances for the next one.
 
     first: the exponent of the first step, one or one a channel [1, C, 1, 1]. A step that computes no loss leaves the state alone.
     """
-    layer = g.tag(tensors[0]).layer
     first = np.asarray(first, np.int32)
     # squares of a channel's step stay far within float32
     lowest, highest = (bound if first.shape else bound - form.bits + 1 for bound in (HELD if first.shape else GUARD))
@@ -170,8 +176,13 @@ HELD = (-32, 24)  # of a channel's exponent
 
 
 def moments(g: Model, tensor: Tensor) -> Moments:
-    """The expected moments of a forward tensor, by its layer."""
-    found: Moments = g.notes["ranges"][g.tag(tensor).layer]
+    """The expected moments of a forward tensor, by its layer; a product's in the scale that `rescale` gave its weights."""
+    layer = g.tag(tensor).layer
+    found: Moments = g.notes["ranges"][layer]
+    for state in g.states.values():
+        scale = state.info.get("scale_log2")
+        if state.layer == layer and state.kind == "W" and isinstance(scale, list):
+            return Moments(*(np.ldexp(values, scale) for values in (found.mean, found.deviation, found.reach)))
     return found
 
 
@@ -197,18 +208,26 @@ def state_of(g: Model, tensor: Tensor, kind: str) -> State:
     return state
 
 
+def own_exponent(state: State) -> int:
+    """k where `rescale` left a weight on its own exponent, 2^-k times the fixed grid; 0 for all others."""
+    k = state.info.get("scale_log2")
+    return k if isinstance(k, int) else 0
+
+
 def parameter_state(g: Model, config: Config, slot: Tensor, kind: str, least_reach: float) -> None:
     """Fill the slot of a parameter other than a weight: bits over twice its initial range, stored on the grid of U."""
     state = parameter(g, slot)
     form, stored = config.profile.format(kind, state.layer), config.profile.format("U", state.layer)
     exponent = form_exponent(form, 2.0 * max(float(abs(state.value).max()), least_reach))
-    state.info |= {"exponent": stored.exponent, "limit": int(form.greatest * 2.0 ** (exponent - stored.exponent))}
+    if form.bounded and not form.is_float:
+        state.info["limit"] = int(form.greatest * 2.0 ** (exponent - stored.exponent))
+    state.info["exponent"] = stored.exponent
     fill(g, slot, floating.direct, kind, form, exponent)
 
 
 def random_for(g: Model, form: Format, key: str, slot: Tensor) -> Tensor | None:
     """16 random bits an element of ``slot`` where its format rounds stochastically: a hash of (seed, step, ``key``, element)."""
-    if form.rounding != "stochastic":
+    if form.is_float or form.rounding != "stochastic":
         return None
     with g.context(layer=g.tag(slot).layer):
         return floating.random_bits(g, g.named["seed"], g.states["step"].tensor, key, list(slot.shape))

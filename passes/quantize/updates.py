@@ -5,27 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wageubn_onnx.config import Config
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.quantize.place import insert, state_of
+from wageubn_onnx.passes.quantize.place import insert, own_exponent, state_of
+from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 
 def quantize_updates(g: Model, config: Config) -> None:
     """Insert after the learning rate and before every state that is a parameter, saturating at the state's stated bound."""
-    rate, stored = config.profile.format("lr"), config.profile.format("U")
+    rate = config.profile.format("lr")
     for lr in g.by_role("lr"):
         insert(g, lr, floating.direct, "lr", rate, rate.exponent)
     for step in g.by_role("U.step"):
         (update,) = step.outputs
         role = g.tag(update.outputs[0]).role
         state = state_of(g, step, role.removeprefix("U."))
-        limit, exponent = state.info["limit"], state.info["exponent"]
-        own = stored.exponent - exponent
+        own = own_exponent(state)
         if own:  # a weight on its own exponent moves in its own units
             insert(g, step, _scaled, -own)
-        wide = replace(stored, bits=limit.bit_length() + 1, least=-limit, greatest=limit)
-        insert(g, update.outputs[0], floating.direct, role, wide, exponent)
+        insert(g, update.outputs[0], floating.direct, role, _wide(config, state), state.info["exponent"])
+
+
+def _wide(config: Config, state: State) -> Format:
+    """U with the state's stated bound, or with none."""
+    stored, limit = config.profile.format("U", state.layer), state.info.get("limit")
+    if limit is None or not stored.bounded:
+        return replace(stored, bounded=False)
+    return replace(stored, bits=limit.bit_length() + 1, least=-limit, greatest=limit)
 
 
 def _scaled(g: Model, x: Tensor, log2: int) -> Tensor:

@@ -1,14 +1,16 @@
 """Profiles: tables of formats, one a data path, read from TOML; never a branch inside a pass.
 
 A profile extends another and names what it changes. `load_profile` takes the name of a file beside this one, or the path of a
-user's own; whatever contradicts itself, or has no integer form, is refused with the reason.
+user's own; whatever contradicts itself is refused with the reason. A profile may leave data paths in float: then the quantized
+graphs can be made of it, but no integer ones.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -29,30 +31,42 @@ class Format:
     """How one data path is quantized.
 
     bits: of a mantissa, with its sign. fraction: fractional bits of a fixed grid; None where the grid comes from the tensor's
-    range. function: direct, shift, flag, align or constant. rounding: half_even, half_up, stochastic.
-    least, greatest: the mantissas at which it saturates. delayed: the run-time exponent is a state, found by the step before;
-    of C it makes the exponent one of the run time, one a channel.
+    range. function: direct, shift, flag, align, grid, constant, or float: the path is left as it is. rounding: half_even,
+    half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not. delayed: the run-time
+    exponent is a state, found by the step before; of C it makes the exponent one of the run time, one a channel.
     """
 
-    bits: int
+    bits: int = 32  # a float's
     fraction: int | None = None
     function: str = "direct"
     rounding: str = "half_even"
     least: int = 0  # 0: symmetric
     greatest: int = 0  # 0: 2^(bits-1) - 1
+    bounded: bool = True
     delayed: bool = False
 
     def __post_init__(self) -> None:
         greatest = self.greatest or 2 ** (self.bits - 1) - 1
         object.__setattr__(self, "greatest", greatest)
         object.__setattr__(self, "least", self.least or -greatest)
+        object.__setattr__(self, "delayed", self.delayed and not self.is_float)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no quantizer stands on the path."""
+        return self.function == "float"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest mantissa, infinite where it does not saturate."""
+        return (self.least, self.greatest) if self.bounded else (-math.inf, math.inf)
 
     @property
     def exponent(self) -> int:
-        """Of the fixed grid."""
-        if self.fraction is None:
+        """Of the fixed grid; 0 in float, where nothing lies on it."""
+        if self.fraction is None and not self.is_float:
             raise WageubnError("a format without a fixed grid is used as one; this is a fault of a pass")
-        return -self.fraction
+        return -(self.fraction or 0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ PATHS: dict[str, Path] = {
     "E1": Path(("shift",), 16),
     "E2": Path(("flag", "shift"), 16),
     "E.sum": Path(("align",), 16),
+    "E.acc": Path(("grid",), 29),
     "G.W": Path(("constant",), 8, fixed=True),
+    "G.decay": Path(("grid",), 46),
     **{f"G.{kind}": Path(("direct",), 24, fixed=True) for kind in ("gamma", "beta", "bias")},
     "M.coefficient": Path(("direct",), 8, fixed=True),
     **{f"M.{kind}": Path(("direct",), 24, fixed=True) for kind in ("W", "gamma", "beta", "bias")},
@@ -113,7 +129,6 @@ class Profile:
     momentum: float = 0.75
     constant_bits: int = 12
     edges: tuple[str, str] = ("", "")  # the first and the last layer with weights
-    text: dict[str, Any] = field(default_factory=dict, compare=False)  # as read, for the manifest
 
     def format(self, path: str, layer: str = "") -> Format:
         """The format of a path, at a layer."""
@@ -134,16 +149,44 @@ class Profile:
         """The profile for a network whose outermost layers with weights have these names."""
         return replace(self, edges=(first, last))
 
+    def with_float(self, *names: str) -> Profile:
+        """The profile with these data paths in float, at every layer; M, say, stands for M.W, M.gamma and all others of M.
+
+        Raises WageubnError for a name that is no path's.
+        """
+        for name in names:
+            known = any(_belongs(path, name) for path in PATHS)
+            _require(known, self.name, f"no data path {name!r}; the paths are {', '.join(PATHS)}")
+
+        def left(formats: dict[str, Format]) -> dict[str, Format]:
+            chosen = {path for path in formats if any(_belongs(path, name) for name in names)}
+            return {path: replace(form, function="float") if path in chosen else form for path, form in formats.items()}
+
+        exceptions = tuple((layers, left(formats)) for layers, formats in self.exceptions)
+        return replace(self, name="-".join((self.name, *names)), formats=left(self.formats), exceptions=exceptions)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether the integer graphs can be made of it: no data path of any layer is in float or unbounded."""
+        tables = (self.formats, *(formats for _, formats in self.exceptions))
+        return not any(form.is_float or not form.bounded for formats in tables for form in formats.values())
+
+
+def _belongs(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")
+
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name, or of the TOML file at that path.
+    """The profile of that name, or of the TOML file at that path; NAME-PATH-... is NAME with these data paths in float.
 
     Raises WageubnError, naming profile, path and reason, for one that contradicts itself.
     """
-    if name in NAMES:
-        return _load(HERE / f"{name}.toml")
     if name.endswith(".toml"):
         return _load(pathlib.Path(name))
+    base, *paths = name.split("-")
+    if base in NAMES:
+        profile = _load(HERE / f"{base}.toml")
+        return profile.with_float(*paths) if paths else profile
     raise WageubnError(f"profile {name!r}: no such profile; use {', '.join(NAMES)}, or the path of a .toml file")
 
 
@@ -162,18 +205,19 @@ def _load(file: pathlib.Path) -> Profile:
         _require(isinstance(tables, dict), name, f"layers.{pattern} must be a table of data paths")
         found = {}
         for path, values in _flat(tables).items():
-            _require(path not in WHOLE, name, f"{path} is one for all layers; set it outside layers")
             merged = _flat(text).get(path, {}) | values
             found[path] = _format(f"{name}, layer {pattern}", path, merged)
+            alone = path == "U" and found[path].is_float  # its grid is one for all that lie on it
+            _require(path not in WHOLE or alone, name, f"{path} is one for all layers; set it outside layers")
         exceptions.append((pattern, found))
     known = {f.name: f for f in fields(Profile)}
     for key, value in numbers.items():
-        _require(key in known and key not in ("name", "edges", "text"), name, f"unknown key {key!r}")
+        _require(key in known and key not in ("name", "edges"), name, f"unknown key {key!r}")
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
         wanted = kinds[str(known[key].type)]
         fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted == (bool,))
         _require(fits, name, f"{key} has the wrong type")
-    profile = Profile(name=name, formats=formats, exceptions=tuple(exceptions), text=text, **({"summary": ""} | numbers))
+    profile = Profile(name=name, formats=formats, exceptions=tuple(exceptions), **({"summary": ""} | numbers))
     _check(profile)
     return profile
 
@@ -220,8 +264,10 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
         kind = {"str": str, "bool": bool}.get(str(KEYS[key]), int)
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         _require(fits, where, f"{path}.{key} is {value!r}; it must be of type {kind.__name__}")
-    _require("bits" in values, where, f"{path} has no bits")
     made, rule = Format(**values), PATHS[path]
+    if made.is_float:
+        return made
+    _require("bits" in values, where, f"{path} has no bits")
     _require(made.rounding in ROUNDINGS, where, f"{path} has the rounding {made.rounding!r}; it must be {', '.join(ROUNDINGS)}")
     _require(
         made.function in rule.functions, where, f"{path} has the function {made.function!r}, not {' or '.join(rule.functions)}"
@@ -230,7 +276,7 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
     _require(not rule.fixed or made.fraction is not None, where, f"{path} lies on a fixed grid and needs a fraction")
     _require(not made.delayed or path in DELAYED, where, f"{path} has no run-time exponent that could be delayed")
     _require(not made.delayed or made.function != "flag", where, f"{path}: a flag pair's two grids cannot be delayed")
-    dynamic = made.function in ("shift", "flag", "align") or made.delayed
+    dynamic = made.function in ("shift", "flag", "align", "grid") or made.delayed
     _require(not (dynamic and made.fraction is not None), where, f"{path} finds its grid at run time: leave out fraction")
     if made.rounding == "stochastic":
         reason = "inference computes it too and has no random bits" if rule.forward else "its sums must be exact"
@@ -239,6 +285,8 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
         _require(made.bits == 8, where, f'{path}: a flag pair has 8 bits, not {made.bits}; use function = "shift"')
     if made.function == "constant":
         _require(made.bits == 8, where, f"{path}: constant quantization has 8 bits, not {made.bits}")
+    _require(made.bounded or made.function == "direct", where, f"{path}: only direct quantization can be left unbounded")
+    _require(made.bounded or not {"least", "greatest"} & set(values), where, f"{path} is unbounded: leave out least and greatest")
     full = 2 ** (made.bits - 1)
     _require(
         -full <= made.least <= 0 < made.greatest <= full, where,
@@ -250,24 +298,24 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
 def _check(profile: Profile) -> None:
     """What several paths must agree on."""
     name, f = profile.name, profile.format
-    m = f("M.coefficient")
-    rounded = round(profile.momentum * 2 ** (m.fraction or 0))
-    _require(profile.momentum >= 0, name, f"momentum {profile.momentum} is negative")
-    _require(
-        rounded < 2 ** (m.fraction or 0),
-        name,
-        f"momentum {profile.momentum} rounds to 1 on {m.fraction} fractional bits",
-    )
+    m, momentum = f("M.coefficient"), profile.momentum
+    _require(0 <= momentum < 1, name, f"momentum {momentum} is not in 0..1")
+    if not m.is_float:
+        momentum = round(momentum * 2.0**-m.exponent) * 2.0**m.exponent
+    _require(momentum < 1, name, f"momentum {profile.momentum} rounds to 1 on {m.fraction} fractional bits")
     for kind in ("W", "gamma", "beta", "bias"):
         g, a = f(f"G.{kind}"), f(f"M.{kind}")
-        most = g.greatest * 2.0**g.exponent / (1 - rounded / 2 ** (m.fraction or 0))
+        if any(form.is_float or not form.bounded for form in (g, a)):
+            continue
+        most = g.greatest * 2.0**g.exponent / (1 - momentum)
         _require(
             a.greatest * 2.0**a.exponent >= most * (1 - 2**-6), name,
             f"M.{kind} ends at {a.greatest * 2.0**a.exponent:.3g}, but gradients of G.{kind} add up to {most:.3g} with "
             f"momentum {profile.momentum}; give it more bits or a smaller fraction",
         )  # fmt: skip
     u, w = f("U"), f("W")
-    _require((u.fraction or 0) >= (w.fraction or 0), name, "U is coarser than W: no update could ever change a weight by less")
+    both = not u.is_float and not w.is_float
+    _require(not both or u.exponent <= w.exponent, name, "U is coarser than W: no update could ever change a weight by less")
 
 
 def _require(holds: bool, where: str, reason: str) -> None:

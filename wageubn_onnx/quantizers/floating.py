@@ -15,10 +15,10 @@ import onnx
 
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.infer import TensorType
-from wageubn_onnx.profiles import Format
+from wageubn_onnx.profiles import ROUNDINGS, Format
 from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.symbols import symbol
-from wageubn_onnx.quantizers.text import ROUNDINGS, SUFFIX, function
+from wageubn_onnx.quantizers.text import SUFFIX, function
 
 
 def _bounds(of: str) -> str:
@@ -426,7 +426,7 @@ def direct(
     random: Tensor | None = None,
 ) -> Tensor:
     """clip(round(x / 2^exponent), lo, hi) * 2^exponent; bounds default to the format's."""
-    low, high = (f.least if lo is None else lo), (f.greatest if hi is None else hi)
+    low, high = (own if given is None else given for own, given in zip(f.bounds, (lo, hi), strict=True))
     attrs = _describe(role, f.bits, low, high, f.rounding) | {"exponent": exponent, "step": 2.0**exponent}
     return g.call(DIRECT[f.rounding], _with(random, x), [_like(x)], symbol(role), role, attrs)[0]
 

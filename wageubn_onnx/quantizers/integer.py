@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
+from wageubn_onnx.profiles import ROUNDINGS
 from wageubn_onnx.quantizers import tables
-from wageubn_onnx.quantizers.text import ROUNDINGS, SUFFIX, function
+from wageubn_onnx.quantizers.text import SUFFIX, function
 
 INT8, UINT8, INT16, INT32, INT64 = 3, 2, 5, 6, 7  # onnx.TensorProto
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import onnx
 import onnx.parser
 
-ROUNDINGS = ("half_even", "half_up", "stochastic")
 SUFFIX = {"half_even": "", "half_up": "HalfUp", "stochastic": "Stochastic"}  # of a function's name
 
 # What a quantize node may say about itself; what its body does not read is optional.

@@ -32,7 +32,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
 from wageubn_onnx.runtime.data import Dataset, load_data
-from wageubn_onnx.runtime.experiments import PATHS, Arm, Experiment
+from wageubn_onnx.runtime.experiments import Arm, Experiment
 from wageubn_onnx.runtime.files import write_text
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
 from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, fingerprint, train
@@ -309,15 +309,8 @@ def _arm(name: str) -> tuple[type[Session], Profile]:
     if name == "fp32":
         return FloatSession, Config().profile
     if name.startswith(QUANTIZED):
-        stem, _, path = name.removeprefix(QUANTIZED).rpartition("-")
-        if path in PATHS:
-            return QuantizedSession, _with_float(load_profile(stem), path)
         return QuantizedSession, load_profile(name.removeprefix(QUANTIZED))
     return TrainingSession, load_profile(name)
-
-
-def _with_float(profile: Profile, path: str) -> Profile:
-    raise WageubnError(f"profile {profile.name}: this version cannot leave the path {path} in float")
 
 
 def _build(experiment: Experiment, seed: int, data: Dataset, file: Path) -> Path:

@@ -1,8 +1,8 @@
 """The accuracy experiments, as a table. `accuracy` runs them, `accuracy_report` tells what came of them.
 
 An arm is a profile (its name or TOML file) trained by the integer step, ``fp32``, or ``quant:PROFILE``, the same formats
-simulated in float; ``quant:PROFILE-PATH`` leaves one data path in float. Rates are tuned an arm on part of the training images,
-tested on others of them; every seed then trains at the best. A seed decides initial weights, order and stochastic rounding.
+simulated in float; ``quant:PROFILE-PATH-...`` leaves some data paths in float. Rates are tuned an arm on part of the training
+images, tested on others; every seed then trains at the best. A seed decides initial weights, order and stochastic rounding.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Experiment:
 
 
 DEFAULT = Config().profile.name
-PATHS = ("W", "A", "C", "BN", "E1", "E2", "G", "M/U")  # that an ablation can leave in float
+PATHS = ("W", "A", "C", "BN", "E1", "E2", "G", "M-U")  # that the ablation leaves in float, one group at a time
 
 # peak rates: integer updates are normalised, FP32 ones have momentum 0.9
 INTEGERS = (0.4, 0.8, 511 / 512)  # to the greatest that the grid has; 0.2 lost 5 points to 0.4 in a first trial

@@ -41,11 +41,14 @@ class ArtifactFolder:
     def section(self, name: str, *keys: str) -> Any:
         """Return ``manifest[name]``, an object that holds ``keys``.
 
-        Raises WageubnError where it is missing or null (a profile without an integer step) or lacks a key.
+        Raises WageubnError where it is missing, null (the profile has no integer form) or lacks a key.
         """
-        section = self.manifest.get(name)
+        if name not in self.manifest:
+            raise WageubnError(f"{self.path / MANIFEST}: has no {name!r}; convert the model again")
+        section = self.manifest[name]
         if section is None:
-            raise WageubnError(f"{self.path / MANIFEST}: has no {name!r}; this folder's profile does not offer it")
+            reason = f"its profile {self.manifest.get('profile')} has no integer form"
+            raise WageubnError(f"{self.path}: has no {name!r}, since {reason}; convert with another profile")
         self._require(section, name, keys)
         return section
 

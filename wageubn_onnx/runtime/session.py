@@ -113,8 +113,9 @@ class QuantizedSession(FloatSession):
 
     @property
     def smallest_rate(self) -> float:
-        """One step of the learning rate's grid, as in the integer step."""
-        return float(2.0 ** int(self.folder.section("exponents", "lr")["lr"]))
+        """One step of the learning rate's grid, as in the integer step; 0 where the profile leaves it in float."""
+        exponents = self.folder.section("exponents")
+        return float(2.0 ** exponents["lr"]) if "lr" in exponents else 0.0
 
     def _scalars(self, lr: float, gradient_range: int, seed: int) -> dict[str, Array]:
         _check_scalars(gradient_range, seed)
