@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
 __all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "QuantizedSession", "Session", "StepResult", "TrainingSession"]
 
 Array = NDArray[Any]
-MAX_INTEGER_RATE = 511  # the range proof of the update allows no more
 GRADIENT_RANGES = (2, 4, 8, 16, 32, 64, 128)
 
 
@@ -33,6 +33,13 @@ class TrainingSession(Session):
         """One step of the learning rate's grid."""
         return float(2.0 ** self._exponent("lr"))
 
+    @property
+    def greatest_rate(self) -> float:
+        """Where the learning rate's quantizer saturates; infinite where it has no bound."""
+        entries = self.folder.section("quantizers")
+        bounds = [entry["max"] for entry in entries if entry["role"] == "lr"]
+        return bounds[0] * self.smallest_rate if bounds and bounds[0] is not None else math.inf
+
     def effective_rate(self, lr: float) -> float:
         """Return ``lr`` rounded (half to even) to the grid of the step.
 
@@ -41,11 +48,11 @@ class TrainingSession(Session):
         return self._rate_integer(lr) * self.smallest_rate
 
     def _rate_integer(self, lr: float) -> int:
-        smallest, greatest = self.smallest_rate, MAX_INTEGER_RATE * self.smallest_rate
+        smallest, greatest = self.smallest_rate, self.greatest_rate
         integer = round(lr / smallest) if np.isfinite(lr) else 0
         if integer < 1:
             raise WageubnError(f"learning rate {lr}: rounds to 0; the smallest representable rate is {smallest}")
-        if integer > MAX_INTEGER_RATE:
+        if integer * smallest > greatest:
             raise WageubnError(f"learning rate {lr}: too great; the greatest representable rate is {greatest}")
         return integer
 
