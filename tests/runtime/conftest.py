@@ -126,6 +126,7 @@ MANIFEST: dict[str, Any] = {
     "fp_state": [{"in": "weight", "out": "weight_out", "key": "linear.weight"}],
     "input": {"scale": SCALE, "mean": MEAN, "std": STD},
     "exponents": {"lr": -9, "loss": -4},
+    "quantizers": [{"role": "lr", "max": 2047}],
     "tensors": {"linear.weight": {"min": -1000, "max": 1000, "fraction": 7}},
 }
 
