@@ -75,6 +75,7 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _shared: dict[str, Tensor] = field(default_factory=dict)  # small constants by name
+    _by_role: dict[str, list[Tensor]] | None = None  # what `by_role` returns; None after nodes were removed or moved
     _context: Tag = field(default_factory=Tag)
 
     @staticmethod
@@ -138,6 +139,8 @@ class Model:
         self.graph.nodes.append(node)
         for output in outputs:
             self.tags[output.name] = replace(self._context, role=role)
+        if self._by_role is not None:
+            self._by_role.setdefault(role, []).append(outputs[0])
         return outputs
 
     def constant(self, value: Any, dtype: Any = np.float32, name: str = "const") -> Tensor:
@@ -178,7 +181,18 @@ class Model:
 
     def by_role(self, *roles: str) -> list[Tensor]:
         """The tensors, each the first output of its node, that carry one of these roles, in graph order."""
+        if self._by_role is None:
+            self._by_role = {}
+            for node in self.graph.nodes:
+                if node.outputs:
+                    self._by_role.setdefault(self.tag(node.outputs[0]).role, []).append(node.outputs[0])
+        if len(roles) == 1:
+            return list(self._by_role.get(roles[0], []))
         return [n.outputs[0] for n in self.graph.nodes if n.outputs and self.tag(n.outputs[0]).role in roles]
+
+    def reordered(self) -> None:
+        """To be told when nodes were removed or sorted."""
+        self._by_role = None
 
     def tag(self, tensor: Tensor) -> Tag:
         return self.tags.get(tensor.name, Tag())
@@ -235,6 +249,7 @@ def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
         tensor.name = name
         graph.outputs.append(tensor)
     graph.cleanup().toposort()
+    model.reordered()
     proto = _exported(model)
     graph.outputs.clear()
     for tensor, name in lent:

@@ -294,6 +294,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
     """
     quantized.graph.toposort()
+    quantized.reordered()
     lower = Lowering(quantized, quantized.stage, config)
     g = lower.g
     with g.context(made_by=PASS.name):

@@ -54,7 +54,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "Range": lambda start, stop, step: np.array(range(int(start), int(stop), int(step)), object),
     "Cast": lambda a: a,
     "Identity": lambda a: a,
-    "ReduceMax": lambda a: a.max(),
+    "ReduceMax": lambda a, *axes: a.max(),
+    "ReduceMin": lambda a, *axes: a.min(),
     "ReduceSum": lambda a, *axes: a.sum(axis=-1) if axes else a.sum(),
 }
 

@@ -41,6 +41,9 @@ FAMILIES: dict[str, dict[str, tuple[int, bool]]] = {  # function -> operand -> d
     "DirectQuantizeRatioWide": {"m": (I64, False), "divisor": (I64, False)},
     "DirectQuantizeRoot": {"total": (I64, False), "count": (I64, True), "factor": (I64, True), "offset": (I64, True)},
     "DirectQuantizeImage": {"pixels": (U8, False), "factor": (I32, False), "offset": (I32, False), "shift": (I32, True)},
+    "GridQuantize": {"m": (I32, False), "shift": (I32, True)},
+    "FollowExponent": {"q": (I32, False), "held": (I32, True)},
+    "FollowExponents": {"q": (I32, False), "held": (I32, True)},
     "PowerOfTwoRange": {"m": (I32, False)},
     "GuardExponent": {"log": (I32, True), "greatest": (I32, True), "fraction": (I32, True)},
     "ShiftQuantize": {"m": (I32, False), "m_exponent": (I32, True)},
@@ -60,6 +63,8 @@ OPERANDS = {
 }
 ATTRIBUTES: dict[str, list[dict[str, Any]]] = {  # of a family's calls
     "DirectQuantize": [FORM, SIGMA, SMALL],
+    "GridQuantize": [FORM, SMALL],
+    **dict.fromkeys(["FollowExponent", "FollowExponents"], [{"greatest": 127, "lowest": -71, "highest": 57}]),
     "DirectQuantizeWide": [FORM, SIGMA, ACCUMULATOR],
     "DirectQuantizeRatio": [FORM, SMALL, {"to": T.UINT8, "least": 0, "greatest": 127}],
     "DirectQuantizeRatioWide": [FORM, ACCUMULATOR],
@@ -106,7 +111,8 @@ def required(name: str, attributes: dict[str, Any]) -> dict[str, Interval]:
 
 def analysis(name: str, attributes: dict[str, Any], ranges: dict[str, Interval]) -> Analysis:
     operands = [Bound(*ranges[n], dtype) for n, (dtype, _) in OPERANDS[name].items()]
-    return CALLS.analyse(name, attributes, operands, [() if scalar else (9,) for _, scalar in OPERANDS[name].values()])
+    shape = (9, 1, 1, 1) if name == "FollowExponents" else (9,)  # which reduces over images and pixels
+    return CALLS.analyse(name, attributes, operands, [() if scalar else shape for _, scalar in OPERANDS[name].values()])
 
 
 def holds(name: str, attributes: dict[str, Any], found: Analysis, operands: dict[str, Any]) -> None:
@@ -187,6 +193,11 @@ EXHAUSTIVE: list[tuple[str, dict[str, Any], dict[str, Interval], int]] = [  # th
     ("RoundShift", {}, {"m": (-40, 40), "shift": (-3, 8)}, 1),
     ("RoundShiftWide", {}, {"m": (-20, 20), "shift": (-3, 6), "limit": (25, 26), "limit0": (25, 26)}, 1),
     ("DirectQuantizeWide", SMALL, {"m": (-20, 20), "shift": (-2, 4)}, 1),
+    ("GridQuantize", SMALL, {"m": (-20, 20), "shift": (-25, 5)}, 1),
+    *(
+        (name, {"greatest": 7, "lowest": -3, "highest": 3}, {"q": (-8, 8), "held": (-3, 3)}, 2)
+        for name in ("FollowExponent", "FollowExponents")
+    ),
     ("DirectQuantizeRatio", SMALL, {"m": (-60, 60), "divisor": (1, 9)}, 1),
     ("DirectQuantizeRatio", SMALL | {"greatest": 7, "least": -7}, {"m": (-60, 60), "divisor": (1, 9)}, 1),
     ("DirectQuantizeRatioWide", SMALL, {"m": (-60, 60), "divisor": (1, 9)}, 1),
@@ -214,6 +225,8 @@ WHOLE = {
     "FlagQuantize",
     "AlignQuantize",
     "ConstantQuantize",
+    "FollowExponent",
+    "FollowExponents",
 }  # they look at all elements together
 
 

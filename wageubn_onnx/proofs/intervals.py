@@ -328,6 +328,12 @@ def _reduce_max(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(max(x[0].lo, x[0].peak) if attained else x[0].lo, x[0].hi, x[0].dtype)
 
 
+def _reduce_min(walk: Walk, op: Op, x: Operands) -> Bound:
+    if walk.elementwise and len(_reduced(walk, op)) == len(walk.shape(op.inputs[0])):
+        raise Unproven("reduces over elements that were told apart")
+    return x[0]._replace(peak=0)
+
+
 def _reduce_sum(walk: Walk, op: Op, x: Operands) -> Bound:
     axes, shape = _reduced(walk, op), walk.shape(op.inputs[0])
     counted = _count(walk, op, axes)
@@ -419,6 +425,7 @@ TRANSFER: dict[str, Transfer] = {
     "Pad": _pad,
     "Gather": _gather,
     "ReduceMax": _reduce_max,
+    "ReduceMin": _reduce_min,
     "ReduceSum": _reduce_sum,
     "ArgMax": _arg_max,
     "ConvInteger": _convolution,
