@@ -254,13 +254,16 @@ def test_the_update_is_theirs(run: Run) -> None:
 
 TIES = st.builds(lambda m, k: (m + 0.5) * 2.0**k, st.integers(-300, 300), st.integers(-30, 10))
 THRESHOLDS = st.builds(
-    lambda j, toward: float(np.nextafter(np.float32(2.0 ** (j + 0.5)), np.float32(toward))),
+    lambda sign, j, toward: sign * float(np.nextafter(np.float32(2.0 ** (j + 0.5)), np.float32(2.0 ** (j + toward)))),
+    st.sampled_from([-1, 1]),
     st.integers(-20, 20),
-    st.sampled_from([0.0, 2.0 ** (-30), np.inf]),
+    st.sampled_from([0.0, 0.5, 1.0]),  # below, at and above the float32 nearest to R's threshold
 )
 POWERS = st.builds(lambda sign, k: sign * 2.0**k, st.sampled_from([-1, 1]), st.integers(-30, 20))
 ANY = st.floats(-(2.0**20), 2.0**20, width=32).map(lambda x: x if abs(x) > 2.0**-40 else 0.0)
-VALUES = st.lists(st.one_of(st.just(0.0), TIES, THRESHOLDS, POWERS, ANY), min_size=1, max_size=12)
+MIXED = st.lists(st.one_of(st.just(0.0), TIES, THRESHOLDS, POWERS, ANY), min_size=1, max_size=12)
+SHARES = st.lists(st.integers(-512, 512).map(lambda n: n / 512), max_size=11)
+RANGED = st.builds(lambda top, shares: [top, *(top * share for share in shares)], THRESHOLDS, SHARES)  # nothing is greater
 
 
 def alone(model: onnx.ModelProto, role: str) -> onnx.ModelProto:
@@ -281,7 +284,11 @@ def test_a_quantizer_computes_their_formula_of_anything(role: str, authors: Arti
     names = [i.name for i in model.graph.input]
 
     @EXACT
-    @given(VALUES, st.sampled_from([2, 4, 8, 16, 32, 64, 128]), st.lists(st.sampled_from([0, 1, 2**15, 2**16 - 1]), min_size=12))
+    @given(
+        st.one_of(MIXED, RANGED),
+        st.sampled_from([2, 4, 8, 16, 32, 64, 128]),
+        st.lists(st.sampled_from([0, 1, 2**15, 2**16 - 1]), min_size=12),
+    )
     def holds(numbers: list[float], dr: int, bits: list[int]) -> None:
         x = np.array(numbers, np.float32)
         rest = [np.array(dr, np.int32), np.array(bits[: len(x)], np.int32)][: len(names) - 1]
