@@ -322,6 +322,9 @@ def _check(profile: Profile) -> None:
             f"M.{kind} ends at {a.greatest * 2.0**a.exponent:.3g}, but gradients of G.{kind} add up to {most:.3g} with "
             f"momentum {profile.momentum}; give it more bits or a smaller fraction",
         )  # fmt: skip
+    for path in ("BN.mu", "BN.sigma"):
+        own = f(path).fraction is not None and not f(path).is_float
+        _require(not (own and f("C").delayed), name, f"{path} lies on the grid of a delayed C: leave out fraction")
     u, w = f("U"), f("W")
     both = not u.is_float and not w.is_float
     _require(not both or u.exponent <= w.exponent, name, "U is coarser than W: no update could ever change a weight by less")
