@@ -141,7 +141,7 @@ class Profile:
         found = self.formats[path]
         for pattern, formats in self.exceptions:
             names = self.places.get(pattern, [pattern])
-            if path in formats and any(fnmatchcase(layer, name) for name in names):
+            if path in formats and layer and any(fnmatchcase(layer, name) for name in names):
                 found = formats[path]
         return found
 
