@@ -104,6 +104,8 @@ def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
         ('extends = "full8"\n[E1]\ndelayed = 1', "must be of type bool"),
         ('extends = "full8"\n[A]\ndelayed = true', "no run-time exponent that could be delayed"),
         ('extends = "full8"\n[E2]\ndelayed = true', "a flag pair's two grids"),
+        ('extends = "full8"\n[C]\ndelayed = true', "only a delayed E2"),
+        ('extends = "fast"\n[layers.first.E2]\ndelayed = false', "only a delayed E2"),
         ('extends = "full8"\n[C]\ndelayed = true\nfraction = 7', "finds its grid at run time"),
         ('extends = "full8"\n[A]\nleast = -300', "which 8 bits do not hold"),
         ('extends = "full8"\nmomentum = 0.9', "rounds to 1"),
