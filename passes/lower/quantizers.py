@@ -260,7 +260,8 @@ def follow(lower: Lowering, node: gs.Node) -> Value:
     q, held = lower.fixed(lower.value(node.inputs[0]), node), _integer(lower, node.inputs[2], node)
     function = integer.FOLLOW_CHANNELS if held.shape else integer.FOLLOW
     tensor = q.tensor if q.tensor.dtype.itemsize == 1 else lower.cast(q.tensor, np.int32)
-    attrs = {"greatest": int(node.attrs["hi"]), "lowest": node.attrs["lowest"], "highest": node.attrs["highest"]}
+    attrs = {"greatest": int(node.attrs["hi"]), "small": int(node.attrs["small"])}
+    attrs |= {name: node.attrs[name] for name in ("up", "lowest", "highest")}
     types = [TensorType(np.dtype(np.int32), held.shape)]
     return Raw(lower.g.call(function, [tensor, held], types, short_name(node), "", attrs)[0])
 

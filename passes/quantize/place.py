@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,21 +158,23 @@ def delayed(
     first: the exponent of the first step, one or one a channel [1, C, 1, 1]. A step that computes no loss leaves the state alone.
     """
     first = np.asarray(first, np.int32)
-    # squares of a channel's step stay far within float32
-    lowest, highest = (bound if first.shape else bound - form.bits + 1 for bound in (HELD if first.shape else GUARD))
+    if first.shape:  # what is cut off of a forward tensor is lost to all that follows: it gets a bit of room, and regains it fast
+        (lowest, highest), small, up = HELD, form.greatest // 4, 2
+    else:  # as R has it: the finer grid where the greatest does not pass it by sqrt(2)
+        (lowest, highest), small, up = (bound - form.bits + 1 for bound in GUARD), math.isqrt(form.greatest**2 // 2), 1
     with g.context(layer=layer):
         key = f"{layer}.{role}.exponent" if f"{layer}.{role}.exponent" not in g.states else f"{tensors[0].name}.exponent"
         state = g.state(key, "exponent", layer, np.clip(first, lowest, highest), exponent=0, least=lowest, limit=highest)
         step = floating.power(g, state.tensor, g.named["images"])
         quantized = [floating.grid(g, x, step, role, form, random=random) for x in tensors]
         if "labels" in g.named:
-            moved = [floating.follow(g, y, step, state.tensor, form, lowest, highest) for y in quantized]
+            moved = [floating.follow(g, y, step, state.tensor, form, small, up, lowest, highest) for y in quantized]
             state.after = moved[0] if len(moved) == 1 else g.op("Max", *moved, name="next_exponent")
     return quantized
 
 
 GUARD = (tables.RANGE_LEAST, tables.RANGE_GREATEST)  # of the range R of an error
-HELD = (-32, 24)  # of a channel's exponent
+HELD = (-32, 24)  # of a channel's exponent: squares of its step stay far within float32
 
 
 # -- what the passes know of tensors and parameters -----------------------------------------------------------------------

@@ -64,7 +64,9 @@ OPERANDS = {
 ATTRIBUTES: dict[str, list[dict[str, Any]]] = {  # of a family's calls
     "DirectQuantize": [FORM, SIGMA, SMALL],
     "GridQuantize": [FORM, SMALL],
-    **dict.fromkeys(["FollowExponent", "FollowExponents"], [{"greatest": 127, "lowest": -71, "highest": 57}]),
+    **dict.fromkeys(
+        ["FollowExponent", "FollowExponents"], [{"greatest": 127, "small": 90, "up": 1, "lowest": -71, "highest": 57}]
+    ),
     "DirectQuantizeWide": [FORM, SIGMA, ACCUMULATOR],
     "DirectQuantizeRatio": [FORM, SMALL, {"to": T.UINT8, "least": 0, "greatest": 127}],
     "DirectQuantizeRatioWide": [FORM, ACCUMULATOR],
@@ -195,7 +197,7 @@ EXHAUSTIVE: list[tuple[str, dict[str, Any], dict[str, Interval], int]] = [  # th
     ("DirectQuantizeWide", SMALL, {"m": (-20, 20), "shift": (-2, 4)}, 1),
     ("GridQuantize", SMALL, {"m": (-20, 20), "shift": (-25, 5)}, 1),
     *(
-        (name, {"greatest": 7, "lowest": -3, "highest": 3}, {"q": (-8, 8), "held": (-3, 3)}, 2)
+        (name, {"greatest": 7, "small": 3, "up": 2, "lowest": -3, "highest": 3}, {"q": (-8, 8), "held": (-3, 3)}, 2)
         for name in ("FollowExponent", "FollowExponents")
     ),
     ("DirectQuantizeRatio", SMALL, {"m": (-60, 60), "divisor": (1, 9)}, 1),

@@ -298,7 +298,7 @@ def _pair(x: list[Array], a: Attrs) -> list[Any]:
 
 def _follow(x: list[Array], a: Attrs) -> list[Any]:
     q, held = x
-    return [reference.follow(q, int(held), a["greatest"], a["lowest"], a["highest"])]
+    return [reference.follow(q, int(held), *(a[name] for name in ("greatest", "small", "up", "lowest", "highest")))]
 
 
 def _follow_channels(x: list[Array], a: Attrs) -> list[Any]:

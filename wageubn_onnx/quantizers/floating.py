@@ -272,21 +272,20 @@ POWER_LIMIT = 96
 
 def _follow(name: str, greatest_of_size: str) -> onnx.FunctionProto:
     return function(
-        name, ("lowest", "highest"), "(y, step, held) => (next)",
+        name, ("small", "up", "lowest", "highest"), "(y, step, held) => (next)",
         _bounds("y") + f"""
         m = Div (y, step)
         size = Abs (m)
         {greatest_of_size}
-        t = Constant <value_float: float = 2.0> ()
-        two_y = CastLike (t, y)
-        half0 = Div (greatest, two_y)
-        half = Floor (half0)
+        s = Constant <value_float: float = @small> ()
+        small = CastLike (s, y)
         saturated = GreaterOrEqual (top, greatest)
-        small = LessOrEqual (top, half)
-        two = Constant <value: tensor = int32 {{2}}> ()
-        up1 = Cast <to: int = 6> (saturated)
-        up = Mul (up1, two)
-        down = Cast <to: int = 6> (small)
+        is_small = LessOrEqual (top, small)
+        up64 = Constant <value_int: int = @up> ()
+        up32 = Cast <to: int = 6> (up64)
+        is_up = Cast <to: int = 6> (saturated)
+        up = Mul (is_up, up32)
+        down = Cast <to: int = 6> (is_small)
         raised = Add (held, up)
         moved = Sub (raised, down)
         lowest64 = Constant <value_int: int = @lowest> ()
@@ -495,12 +494,12 @@ def power(g: Model, exponent: Tensor, like: Tensor) -> Tensor:
     return g.call(_power(), [exponent, like], [TensorType(like.dtype, exponent.shape)], "step", "", {})[0]
 
 
-def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format, lowest: int, highest: int) -> Tensor:
+def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format, small: int, up: int, lowest: int, highest: int) -> Tensor:
     """The int32 exponent for the next step, from a tensor that was quantized with the ``held`` one: [] or [1, C, 1, 1].
 
-    held + 2 where a mantissa saturated, held - 1 where none passes half of the greatest, else held; within lowest..highest.
+    held + up where a mantissa saturated, held - 1 where none passes ``small``, else held; within lowest..highest.
     """
-    attrs = {"lo": float(f.least), "hi": float(f.greatest), "lowest": lowest, "highest": highest}
+    attrs = {"lo": float(f.least), "hi": float(f.greatest), "small": float(small), "up": up, "lowest": lowest, "highest": highest}
     types = [TensorType(held.dtype, held.shape)]
     return g.call(FOLLOW_CHANNELS if held.shape else FOLLOW, [y, step, held], types, "next_exponent", "", attrs)[0]
 

@@ -625,8 +625,8 @@ CONSTANT = _variants(_constant)
 def _follow(name: str, reduction: str) -> onnx.FunctionProto:
     """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave."""
     return function(
-        name, ("greatest", "lowest", "highest"), "(q, held) => (next)",
-        _int32("zero", 0) + _int32("two", 2) + reduction + """
+        name, ("greatest", "small", "up", "lowest", "highest"), "(q, held) => (next)",
+        _int32("zero", 0) + reduction + """
         greatest64 = Constant <value_int: int = @greatest> ()
         greatest = Cast <to: int = 6> (greatest64)
         lowest64 = Constant <value_int: int = @lowest> ()
@@ -637,12 +637,15 @@ def _follow(name: str, reduction: str) -> onnx.FunctionProto:
         fewest = Cast <to: int = 6> (fewest_q)
         depth = Sub (zero, fewest)
         top = Max (most, depth)
-        half = Div (greatest, two)
+        small64 = Constant <value_int: int = @small> ()
+        small = Cast <to: int = 6> (small64)
+        up64 = Constant <value_int: int = @up> ()
+        up32 = Cast <to: int = 6> (up64)
         saturated = GreaterOrEqual (top, greatest)
-        small = GreaterOrEqual (half, top)
-        up1 = Cast <to: int = 6> (saturated)
-        up = Mul (up1, two)
-        down = Cast <to: int = 6> (small)
+        is_small = GreaterOrEqual (small, top)
+        is_up = Cast <to: int = 6> (saturated)
+        up = Mul (is_up, up32)
+        down = Cast <to: int = 6> (is_small)
         raised = Add (held, up)
         moved = Sub (raised, down)
         above = Max (moved, lowest)

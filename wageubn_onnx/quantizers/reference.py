@@ -183,13 +183,13 @@ def shift(
     return q, guard(m, exponent + log) - (bits - 1)
 
 
-def follow(q: npt.ArrayLike, held: int, greatest: int, lowest: int, highest: int) -> int:
+def follow(q: npt.ArrayLike, held: int, greatest: int, small: int, up: int, lowest: int, highest: int) -> int:
     """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave.
 
-    2 more where a mantissa is +-greatest, 1 less where none passes half of that; always within lowest..highest.
+    ``up`` more where a mantissa is +-greatest, 1 less where none passes ``small``; always within lowest..highest.
     """
     top = int(np.max(abs(exact(q))))
-    moved = held + (2 if top >= greatest else -1 if top <= greatest // 2 else 0)
+    moved = held + (up if top >= greatest else -1 if top <= small else 0)
     return min(max(moved, lowest), highest)
 
 
