@@ -255,6 +255,10 @@ MIXED = """
 extends = "full8"
 [A]
 bits = 7
+[BN.mu]
+fraction = 11
+[BN.sigma]
+fraction = 12
 [E.sum]
 bits = 12
 [G.gamma]

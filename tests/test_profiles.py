@@ -66,6 +66,18 @@ def test_a_name_may_leave_paths_in_float(tmp_path: Path) -> None:
         load_profile("full8-E3")
 
 
+@pytest.mark.parametrize(
+    "key", ["constant_bits = 0", "rescale = false", "epsilon = 1e-5", "exact_backward = true", "A.bounded = false"]
+)
+def test_what_integers_do_not_compute_has_no_integer_form(key: str, tmp_path: Path) -> None:
+    assert not load_profile(own(tmp_path, f'extends = "full8"\n{key}\n')).has_integers
+
+
+def test_all_that_pool_are_one_place(tmp_path: Path) -> None:
+    profile = load_profile(own(tmp_path, 'extends = "full8"\n[layers.pool.A]\nbits = 5\n')).on("stem", "fc", ["maxpool", "gap"])
+    assert [profile.format("A", layer).bits for layer in ("stem", "maxpool", "relu", "gap", "pool")] == [8, 5, 8, 5, 8]
+
+
 def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
     text = 'extends = "full8"\nmomentum = 0.9\n[M.coefficient]\nfunction = "float"\n'
     with pytest.raises(WageubnError, match="gradients of G.W add up"):
@@ -100,6 +112,9 @@ def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
         ('extends = "full8"\nmomentum = 1.0', "not in 0..1"),
         ('extends = "full8"\n[E1]\nbounded = false', "only direct quantization"),
         ('extends = "full8"\n[A]\nbounded = false\nleast = -3', "leave out least"),
+        ('extends = "full8"\nconstant_bits = -1', "is negative"),
+        ('extends = "full8"\nepsilon = -1e-5', "is negative"),
+        ('extends = "fast"\n[BN.mu]\nfraction = 10', "on the grid of a delayed C"),
         ('extends = "full8"\n[layers.fc.lr]\nfunction = "float"', "one for all layers"),
         ('extends = "full8"\n[M.W]\nbits = 6', "gradients of G.W add up"),
         ('extends = "full8"\n[U]\nfraction = 5', "coarser than W"),

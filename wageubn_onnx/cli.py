@@ -141,7 +141,7 @@ def cli() -> None:
     "--profile",
     default="full8",
     show_default=True,
-    help=f"Formats of every data path: {', '.join(NAMES)}, or the path of your own .toml.",
+    help=f"Formats of every data path: {', '.join(NAMES)}, NAME-PATH with a path of it in float, or the path of your own .toml.",
 )
 @json_option
 def convert(

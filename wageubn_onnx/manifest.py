@@ -83,7 +83,7 @@ def _names(key: str) -> dict[str, str]:
 
 def _rounded(value: float, bits: int) -> float:
     step = 2.0 ** (int(np.frexp(value)[1]) - bits)
-    return float(np.round(value / step) * step) if value else 0.0
+    return float(np.round(value / step) * step) if bits else value
 
 
 def _state_format(state: State) -> dict[str, Any]:

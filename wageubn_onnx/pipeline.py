@@ -107,7 +107,7 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     if config.health and not config.profile.has_integers:
         raise WageubnError(f"profile {config.profile.name} has no integer step, whose health could be counted; leave out health")
     source = FORWARD(model, config)
-    config = replace(config, profile=config.profile.on(*_outermost(source)))
+    config = replace(config, profile=config.profile.on(*_places(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
 
     step = FP_TRAINING(source, config)
@@ -144,10 +144,14 @@ def _first_errors(source: Model, config: Config) -> dict[str, float]:
     return {name: greatest * few.batch / config.batch for name, greatest in found.items()}
 
 
-def _outermost(source: Model) -> tuple[str, str]:
-    """The first and the last layer with weights: a profile may name them so."""
-    layers = [source.tag(node.outputs[0]).layer for node in source.graph.nodes if node.op in ("Conv", "Gemm")]
-    return (layers[0], layers[-1]) if layers else ("", "")
+def _places(source: Model) -> tuple[str, str, list[str]]:
+    """The first and the last layer with weights, and those that pool: a profile may name them so."""
+
+    def layers(*ops: str) -> list[str]:
+        return [source.tag(node.outputs[0]).layer for node in source.graph.nodes if node.op in ops]
+
+    weighty = layers("Conv", "Gemm") or [""]
+    return weighty[0], weighty[-1], layers("MaxPool", "AveragePool", "GlobalAveragePool")
 
 
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ def quantize_activations(g: Model, config: Config) -> None:
 
     bits = config.profile.format("A").bits
     for tensor in g.by_role("A"):
-        least = 0 if source(tensor).op == "Relu" else None
+        least = 0 if source(tensor).op == "Relu" and form(tensor).bounded else None
         insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)), lo=least)
     for pool in g.by_role("A.pool"):
         tensor = source(pool).inputs[0]

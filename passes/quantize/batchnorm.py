@@ -36,8 +36,9 @@ def quantize_batch_norm(g: Model, config: Config) -> None:
     for sigma in g.by_role("BN.sigma"):
         _statistics(g, config, sigma)
     for xh in g.by_role("BN.x"):
-        form = config.profile.format("BN.x", g.tag(xh).layer)
-        insert(g, xh, floating.direct, "BN.x", form, form.exponent)
+        form, readers = config.profile.format("BN.x", g.tag(xh).layer), xh.outputs if config.profile.exact_backward else []
+        backward = [user for user in readers if g.tag(user.outputs[0]).role != "BN.scaled"]
+        insert(g, xh, floating.direct, "BN.x", form, form.exponent, keep=backward)
 
 
 def _parameters(g: Model, config: Config) -> None:
@@ -48,8 +49,8 @@ def _parameters(g: Model, config: Config) -> None:
 
 
 def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
-    """mu and sigma on their grids, epsilon on the grid of the variance under the root, the running statistics."""
-    layer = g.tag(sigma).layer
+    """mu and sigma on their grids, epsilon in its place, the running statistics."""
+    layer, outside = g.tag(sigma).layer, config.profile.epsilon
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
     entry = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
@@ -58,10 +59,18 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
         fine = finer(g, grid, 0 if missing else 1) if deviation.fraction is None else deviation.exponent
     exponent = grid if isinstance(grid, int) else _greatest_exponent(g, entry) + ROOM - missing
     insert(g, mu, on_grid, "BN.mu", mean, grid)
-    insert(g, sigma, on_grid, "BN.sigma", deviation, fine, lo=1)
+    divisor = insert(g, sigma, on_grid, "BN.sigma", deviation, fine, lo=None if outside else 1)
     _running_statistics(g, config, layer, exponent)
-    if not deviation.is_float:
+    if outside:
+        root = source(sigma)
+        root.inputs = source(root.inputs[0]).inputs[:1]
+        insert(g, divisor, _plus, outside)
+    elif not deviation.is_float:
         _under_root(g, sigma, deviation, fine, fine if isinstance(fine, int) else exponent - (0 if missing else 1))
+
+
+def _plus(g: Model, x: Tensor, value: float) -> Tensor:
+    return g.op("Add", x, g.scalar(value), name="sigma_eps")
 
 
 def _under_root(g: Model, sigma: Tensor, deviation: Format, fine: Grid, exponent: int) -> None:

@@ -12,6 +12,8 @@ from wageubn_onnx.passbase import Pass
 
 def quantize_constants(g: Model, config: Config) -> None:
     """Round in place; a tensor's entries share the exponent of the greatest."""
+    if not config.profile.constant_bits:
+        return
     for node in g.graph.nodes:
         if node.op == "Mul" and not node.domain:
             for operand in node.inputs:

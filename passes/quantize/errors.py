@@ -29,8 +29,8 @@ def quantize_errors(g: Model, config: Config) -> None:
     """Fill every slot E1 and E2; insert on the operands of E.sum, and after E.acc where it is too long."""
     for slot in g.by_role("E1", "E2"):
         _error(g, config, slot, g.tag(slot).role)
-    for slot in g.by_role("E.bn"):  # most errors come to a BN through an activation's Q_E1
-        if is_error(source(slot).inputs[0]):
+    for slot in g.by_role("E.bn"):  # most errors come to a BN through an activation's Q_E1, and a backward in float needs none
+        if is_error(source(slot).inputs[0]) or config.profile.format("BN.A", g.tag(slot).layer).is_float:
             g.replace_uses(slot, source(slot).inputs[0])
         else:
             _error(g, config, slot, "E1")

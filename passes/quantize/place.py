@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,19 +48,21 @@ def fill(g: Model, slot: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any
     return _place(g, slot, source(slot).inputs[0], quantizer, *args, **kwargs)
 
 
-def insert(g: Model, tensor: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
-    """Put ``quantizer(g, tensor, *args, **kwargs)`` between ``tensor`` and everything that reads it; return its value."""
-    return _place(g, tensor, tensor, quantizer, *args, **kwargs)
+def insert(g: Model, tensor: Tensor, quantizer: Quantizer, *args: Any, keep: Sequence[gs.Node] = (), **kwargs: Any) -> Tensor:
+    """Put ``quantizer(g, tensor, *args, **kwargs)`` between ``tensor`` and all that read it but ``keep``; return its value."""
+    return _place(g, tensor, tensor, quantizer, *args, keep=keep, **kwargs)
 
 
-def _place(g: Model, old: Tensor, x: Tensor, quantizer: Quantizer, *args: Any, **kwargs: Any) -> Tensor:
+def _place(
+    g: Model, old: Tensor, x: Tensor, quantizer: Quantizer, *args: Any, keep: Sequence[gs.Node] = (), **kwargs: Any
+) -> Tensor:
     """Let what reads ``old`` read the quantized ``x``. A format in float is no quantizer: then ``old`` stays."""
     if any(isinstance(a, Format) and a.is_float for a in args):
         return old
     with g.context(layer=g.tag(old).layer):
         result = quantizer(g, x, *args, **kwargs)
     quantized: Tensor = result[0] if isinstance(result, tuple) else result  # a dynamic one also returns its step
-    g.replace_uses(old, quantized)
+    g.replace_uses(old, quantized, keep)
     return quantized
 
 

@@ -22,6 +22,8 @@ GREATEST, LEAST = 8, -16
 
 def rescale(g: Model, config: Config) -> None:
     """Rewrite the initial values of W and of the BN statistics; ``info['scale_log2']`` keeps k, [O] or a scalar."""
+    if not config.profile.rescale:
+        return
     for slot in g.by_role("W"):
         weight = g.states[source(slot).inputs[0].name]
         statistics = _batch_norm_after(g, slot)

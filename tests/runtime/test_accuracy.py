@@ -142,6 +142,15 @@ def test_a_result_of_another_definition_is_refused(done):
         accuracy.read_records(replace(TOY, epochs=3), done.results)
 
 
+def test_an_arm_may_leave_paths_in_float(done, tmp_path):
+    run, data = Run("tune", "quant:full8-M-U", "cosine", 0.1, 0), toy_data()
+    session = accuracy.open_arm(TOY, None, run, data, tmp_path / "converted")
+    assert session.folder.manifest["profile"] == "full8-M-U" and session.folder.manifest["step"] is None
+    assert np.isfinite(session.step(data.x_train[:8], data.y_train[:8], 0.1).loss)
+    with pytest.raises(WageubnError, match="no integer form"):
+        accuracy.open_arm(TOY, None, replace(run, arm="full8-M-U"), data, tmp_path / "integers")
+
+
 def test_processes_give_the_same_results(done, place, tmp_path):
     elsewhere = replace(place, results=tmp_path / "results", scratch=tmp_path / "scratch")
     accuracy.run_experiment(TOY, elsewhere, TOY.arms[:1], ["tune"], jobs=2, console=QUIET)

@@ -150,7 +150,7 @@ def _normalize(g: Model, centered: Tensor, var: Tensor, gamma: Tensor, attrs: di
 
 
 def _affine(g: Model, xh: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    scaled = g.op("Mul", xh, gamma, name="scaled")
+    scaled = g.op("Mul", xh, gamma, name="scaled", role="BN.scaled")
     return g.op("Add", scaled, g.op("Reshape", beta, g.ints(*CHANNEL), name="beta"), name="bn", role="Y")
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import pathlib
 import sys
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -118,8 +119,10 @@ KEYS = {f.name: f.type for f in fields(Format)}
 class Profile:
     """Formats by data path, exceptions by layer, and the few numbers that are no format.
 
-    exceptions: pairs of a layer's name (or a pattern with * and ?; ``first`` and ``last`` for the outermost layers with weights)
-    and formats by path; a later one wins. momentum: m of the integer step. constant_bits: of constant factors.
+    exceptions: pairs of a layer's name (or a pattern with * and ?; ``first`` and ``last`` for the outermost layers with weights,
+    ``pool`` for all that pool) and formats by path; a later one wins. momentum: m of the quantized step. constant_bits: of
+    constant factors; 0 leaves them as they are. rescale: scale trained weights by powers of two into their grid. epsilon: added
+    to BN's quantized sigma; 0 for the model's own, under the root. exact_backward: BN's backward reads x-hat before Q_BN.
     """
 
     name: str
@@ -128,14 +131,17 @@ class Profile:
     exceptions: tuple[tuple[str, dict[str, Format]], ...] = ()
     momentum: float = 0.75
     constant_bits: int = 12
-    edges: tuple[str, str] = ("", "")  # the first and the last layer with weights
+    rescale: bool = True
+    epsilon: float = 0.0
+    exact_backward: bool = False
+    places: dict[str, list[str]] = field(default_factory=dict)  # first, last, pool: the layers that are so called
 
     def format(self, path: str, layer: str = "") -> Format:
         """The format of a path, at a layer."""
         found = self.formats[path]
         for pattern, formats in self.exceptions:
-            names = {"first": self.edges[0], "last": self.edges[1]}
-            if path in formats and layer and fnmatchcase(layer, names.get(pattern, pattern)):
+            names = self.places.get(pattern, [pattern])
+            if path in formats and layer and any(fnmatchcase(layer, name) for name in names):
                 found = formats[path]
         return found
 
@@ -145,9 +151,9 @@ class Profile:
         tables = (self.formats, *(formats for _, formats in self.exceptions))
         return any(table[path].delayed for table in tables for path in table if path != "C")
 
-    def on(self, first: str, last: str) -> Profile:
-        """The profile for a network whose outermost layers with weights have these names."""
-        return replace(self, edges=(first, last))
+    def on(self, first: str, last: str, pools: Sequence[str] = ()) -> Profile:
+        """The profile for a network: the names of its outermost layers with weights, and of its pooling layers."""
+        return replace(self, places={"first": [first], "last": [last], "pool": list(pools)})
 
     def with_float(self, *names: str) -> Profile:
         """The profile with these data paths in float, at every layer; M, say, stands for M.W, M.gamma and all others of M.
@@ -167,9 +173,10 @@ class Profile:
 
     @property
     def has_integers(self) -> bool:
-        """Whether the integer graphs can be made of it: no data path of any layer is in float or unbounded."""
+        """Whether the integer graphs can be made of it: nothing of any layer is in float, unbounded, or unlike their BN."""
         tables = (self.formats, *(formats for _, formats in self.exceptions))
-        return not any(form.is_float or not form.bounded for formats in tables for form in formats.values())
+        grids = not any(form.is_float or not form.bounded for formats in tables for form in formats.values())
+        return grids and self.constant_bits > 0 and self.rescale and not self.epsilon and not self.exact_backward
 
 
 def _belongs(path: str, name: str) -> bool:
@@ -212,7 +219,7 @@ def _load(file: pathlib.Path) -> Profile:
         exceptions.append((pattern, found))
     known = {f.name: f for f in fields(Profile)}
     for key, value in numbers.items():
-        _require(key in known and key not in ("name", "edges"), name, f"unknown key {key!r}")
+        _require(key in known and key not in ("name", "places"), name, f"unknown key {key!r}")
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
         wanted = kinds[str(known[key].type)]
         fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted == (bool,))
@@ -299,6 +306,8 @@ def _check(profile: Profile) -> None:
     """What several paths must agree on."""
     name, f = profile.name, profile.format
     m, momentum = f("M.coefficient"), profile.momentum
+    _require(profile.constant_bits >= 0, name, f"constant_bits {profile.constant_bits} is negative")
+    _require(profile.epsilon >= 0, name, f"epsilon {profile.epsilon} is negative")
     _require(0 <= momentum < 1, name, f"momentum {momentum} is not in 0..1")
     if not m.is_float:
         momentum = round(momentum * 2.0**-m.exponent) * 2.0**m.exponent
@@ -313,6 +322,9 @@ def _check(profile: Profile) -> None:
             f"M.{kind} ends at {a.greatest * 2.0**a.exponent:.3g}, but gradients of G.{kind} add up to {most:.3g} with "
             f"momentum {profile.momentum}; give it more bits or a smaller fraction",
         )  # fmt: skip
+    for path in ("BN.mu", "BN.sigma"):
+        own = f(path).fraction is not None and not f(path).is_float
+        _require(not (own and f("C").delayed), name, f"{path} lies on the grid of a delayed C: leave out fraction")
     tables = [profile.formats, *(profile.formats | formats for _, formats in profile.exceptions)]
     split = any(table["C"].delayed and not table["E2"].delayed for table in tables if not table["E2"].is_float)
     _require(
