@@ -32,7 +32,8 @@ def add(lower: Lowering, node: gs.Node) -> Value:
     a, b = _operands(lower, node)
     if isinstance(a, Raw) and isinstance(b, Raw):
         return Raw(lower.g.op(node.op, a.tensor, b.tensor, name=short_name(node)))
-    if lower.source.tag(node.outputs[0]).role == "BN.eps" and isinstance(b, (Constant, Fixed)):
+    is_radicand = isinstance(a, Ratio) or lower.source.tag(node.outputs[0]).role == "BN.eps"
+    if is_radicand and isinstance(b, (Constant, Fixed)):
         one = Fixed(lower.g.scalar(1, np.int64), Exponent(), 1, 1)
         return Offset(a if isinstance(a, Ratio) else Ratio(lower.fixed(a, node), one), b)
     return lower.add(lower.fixed(a, node), lower.fixed(b, node), node)

@@ -79,17 +79,20 @@ def test_wide_requantization_takes_52_bits() -> None:
 
 
 def test_a_left_shift_counts_against_28_bits() -> None:
-    """Mantissas of 2^20 brought 2^8 finer leave int32's functions: int64 takes them, and saturates."""
+    """Mantissas of 2^20 brought 2^8 finer would leave int32: they saturate first, in int64 where the bounds are wide."""
 
-    def build(g: Model, x: Tensor) -> Tensor:
-        return floating.direct(g, x, "E1", Bits(8), -15)
-
-    for exponent, name in (
-        (-30, "DirectQuantize"),
-        (-8, "DirectQuantize"),
-        (-7, "DirectQuantizeWide"),
-        (30, "DirectQuantizeWide"),
+    for bits, exponent, name in (
+        (8, -30, "DirectQuantize"),
+        (8, -8, "DirectQuantize"),
+        (8, -7, "GridQuantize"),
+        (8, 30, "GridQuantize"),
+        (20, -7, "DirectQuantizeWide"),
+        (20, 30, "DirectQuantizeWide"),
     ):
+
+        def build(g: Model, x: Tensor, bits: int = bits) -> Tensor:
+            return floating.direct(g, x, "E1", Bits(bits), -15)
+
         case = Lowered(build, x=Format((5,), 1 - 2**20, 2**20, exponent))
         assert [n.op for n in case.lowering.g.graph.nodes if n.domain == "wageubn"] == [name]
         for feeds in (case.random(2), case.extreme(True), case.extreme(False)):
