@@ -238,8 +238,8 @@ def _open_session(folder: Path, in_float: bool, threads: int | None) -> Session:
 
 
 RATE_HELP = """Peak learning rate [default: 0.01, or 0.003 with --float]. Integer updates are normalised: refine a
-trained network at about 0.01, since ten times as much destroys what it knows; from scratch, or on data on which it fails, 0.1
-to 0.4 learns faster."""
+trained network at about 0.01, since ten times as much destroys what it knows; on data on which it fails, 0.1 to 0.4 learns
+faster, and from scratch 1 to 4."""
 
 
 @cli.command(epilog=_example("wageubn-onnx train r20 --data cifar10.npz --epochs 5 --lr-schedule cosine"))

@@ -48,6 +48,15 @@ WIDE_BOUNDS = """
     greatest = Constant <value_int: int = @greatest> ()
     """
 
+# Clip of int64 is wrong beyond 2^31 in onnxruntime, so choices bound it
+WIDE_CLIP = """
+    over = Greater (r, greatest)
+    lowered = Where (over, greatest, r)
+    under = Less (lowered, least)
+    bounded = Where (under, least, lowered)
+    q = Cast <to: int = @to> (bounded)
+    """
+
 SHIFT_LIMIT = 28  # |mantissa| < 2^28 on entry to the int32 functions
 WIDE_LIMIT = 52  # and < 2^52 to the int64 ones
 
@@ -245,12 +254,7 @@ def _direct_wide(rounding: str) -> onnx.FunctionProto:
         deeper = Greater (depth, greatest)
         limit = Where (deeper, depth, greatest)
         r = wageubn.RoundShiftWide{SUFFIX[rounding]} (m, shift, limit{_random(rounding)})
-        over = Greater (r, greatest)
-        lowered = Where (over, greatest, r)
-        under = Less (lowered, least)
-        bounded = Where (under, least, lowered)
-        q = Cast <to: int = @to> (bounded)
-        """,
+        """ + WIDE_CLIP,
     )  # fmt: skip
 
 
@@ -331,12 +335,7 @@ def _direct_ratio_wide(rounding: str) -> onnx.FunctionProto:
         rounded = Div (c, double)
         mirrored = Neg (rounded)
         r = Where (negative, mirrored, rounded)
-        over = Greater (r, greatest)
-        r1 = Where (over, greatest, r)
-        under = Less (r1, least)
-        r2 = Where (under, least, r1)
-        q = Cast <to: int = @to> (r2)
-        """,
+        """ + WIDE_CLIP,
     )  # fmt: skip
 
 
@@ -399,12 +398,7 @@ def _direct_root(rounding: str) -> onnx.FunctionProto:
         above = Add (root0, one)
         half_up = Div (above, two)
         """ + tie[rounding] + """
-        over = Greater (r, greatest)
-        r1 = Where (over, greatest, r)
-        under = Less (r1, least)
-        r2 = Where (under, least, r1)
-        q = Cast <to: int = @to> (r2)
-        """,
+        """ + WIDE_CLIP,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[Any]  # int64, or Python integers where dtype is object
 Fixed = tuple[Integers, int]  # mantissa, exponent
-RANGE_LEAST, RANGE_GREATEST = -64, 64  # log2 of the range of a quantized error
+RANGE_LEAST, RANGE_GREATEST = -64, 64  # log2 of the range of a quantized error; said again here, on purpose, as all of this file
 FLAG_BITS = 7  # between the units of a flag pair's parts
 
 
