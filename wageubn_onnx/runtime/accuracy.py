@@ -6,6 +6,7 @@ is complete. So the runner may be stopped at any time: it goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import multiprocessing
@@ -255,6 +256,7 @@ def execute(experiment: Experiment, place: Place, run: Run) -> bool:
         "images_seen": result.steps * session.batch,
         "seconds": None if resume else round(time.perf_counter() - start, 1),
         "source_sha256": session.folder.manifest["source"]["sha256"],
+        "formats_sha256": _formats(session.folder.manifest),
         "data_sha256": fingerprint(data),
         "versions": session.folder.manifest["tools"],
         "command": command(experiment, place, run),
@@ -270,6 +272,12 @@ def command(experiment: Experiment, place: Place, run: Run) -> str:
     words = ["wageubn-onnx", "bench", "accuracy", experiment.name, "--data", place.data.name]
     words += ["--model", place.model.name] if place.model else []
     return shlex.join([*words, "--phase", run.phase, "--only", run.arm])
+
+
+def _formats(manifest: Record) -> str:
+    """What a profile of that name said when the run was made."""
+    said = json.dumps([manifest["formats"], manifest["exceptions"]], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _curve(metrics: Path) -> list[Record]:
