@@ -280,12 +280,26 @@ def _follow(name: str, greatest_of_size: str) -> onnx.FunctionProto:
         s = Constant <value_float: float = @small> ()
         small = CastLike (s, y)
         saturated = GreaterOrEqual (top, greatest)
+        e = Constant <value_float: float = 8.0> ()
+        eight = CastLike (e, y)
+        eighth = Div (small, eight)
+        least_part = Div (eighth, eight)
         is_small = LessOrEqual (top, small)
+        is_smaller = LessOrEqual (top, eighth)
+        is_least = LessOrEqual (top, least_part)
         up64 = Constant <value_int: int = @up> ()
         up32 = Cast <to: int = 6> (up64)
         is_up = Cast <to: int = 6> (saturated)
         up = Mul (is_up, up32)
-        down = Cast <to: int = 6> (is_small)
+        down1 = Cast <to: int = 6> (is_small)
+        down2 = Cast <to: int = 6> (is_smaller)
+        down3 = Cast <to: int = 6> (is_least)
+        two = Constant <value: tensor = int32 {{2}}> ()
+        three = Constant <value: tensor = int32 {{3}}> ()
+        down2x2 = Mul (down2, two)
+        down3x3 = Mul (down3, three)
+        down12 = Add (down1, down2x2)
+        down = Add (down12, down3x3)
         raised = Add (held, up)
         moved = Sub (raised, down)
         lowest64 = Constant <value_int: int = @lowest> ()
@@ -497,7 +511,8 @@ def power(g: Model, exponent: Tensor, like: Tensor) -> Tensor:
 def follow(g: Model, y: Tensor, step: Tensor, held: Tensor, f: Format, small: int, up: int, lowest: int, highest: int) -> Tensor:
     """The int32 exponent for the next step, from a tensor that was quantized with the ``held`` one: [] or [1, C, 1, 1].
 
-    held + up where a mantissa saturated, held - 1 where none passes ``small``, else held; within lowest..highest.
+    held + up where a mantissa saturated; held - 1 where none passes ``small``, - 3 where none passes an eighth of that, - 6 where
+    none a 64th; else held. Within lowest..highest.
     """
     attrs = {"lo": float(f.least), "hi": float(f.greatest), "small": float(small), "up": up, "lowest": lowest, "highest": highest}
     types = [TensorType(held.dtype, held.shape)]

@@ -620,7 +620,7 @@ def _follow(name: str, reduction: str) -> onnx.FunctionProto:
     """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave."""
     return function(
         name, ("greatest", "small", "up", "lowest", "highest"), "(q, held) => (next)",
-        _int32("zero", 0) + reduction + """
+        _int32("zero", 0) + _int32("two", 2) + _int32("three", 3) + _int32("eight", 8) + reduction + """
         greatest64 = Constant <value_int: int = @greatest> ()
         greatest = Cast <to: int = 6> (greatest64)
         lowest64 = Constant <value_int: int = @lowest> ()
@@ -636,10 +636,20 @@ def _follow(name: str, reduction: str) -> onnx.FunctionProto:
         up64 = Constant <value_int: int = @up> ()
         up32 = Cast <to: int = 6> (up64)
         saturated = GreaterOrEqual (top, greatest)
+        eighth = Div (small, eight)
+        least_part = Div (eighth, eight)
         is_small = GreaterOrEqual (small, top)
+        is_smaller = GreaterOrEqual (eighth, top)
+        is_least = GreaterOrEqual (least_part, top)
         is_up = Cast <to: int = 6> (saturated)
         up = Mul (is_up, up32)
-        down = Cast <to: int = 6> (is_small)
+        down1 = Cast <to: int = 6> (is_small)
+        down2 = Cast <to: int = 6> (is_smaller)
+        down3 = Cast <to: int = 6> (is_least)
+        down2x2 = Mul (down2, two)
+        down3x3 = Mul (down3, three)
+        down12 = Add (down1, down2x2)
+        down = Add (down12, down3x3)
         raised = Add (held, up)
         moved = Sub (raised, down)
         above = Max (moved, lowest)

@@ -186,10 +186,12 @@ def shift(
 def follow(q: npt.ArrayLike, held: int, greatest: int, small: int, up: int, lowest: int, highest: int) -> int:
     """The exponent that a delayed quantizer holds for its next step, from the mantissas that ``held`` gave.
 
-    ``up`` more where a mantissa is +-greatest, 1 less where none passes ``small``; always within lowest..highest.
+    ``up`` more where a mantissa is +-greatest; 1 less where none passes ``small``, 3 where none passes an eighth of that, 6 where
+    none a 64th; always within lowest..highest.
     """
     top = int(np.max(abs(exact(q))))
-    moved = held + (up if top >= greatest else -1 if top <= small else 0)
+    down = 6 if 64 * top <= small else 3 if 8 * top <= small else 1 if top <= small else 0
+    moved = held + (up if top >= greatest else -down)
     return min(max(moved, lowest), highest)
 
 

@@ -246,6 +246,12 @@ class Session(ABC):
         self._buffers = [current, {key: np.empty_like(value) for key, value in current.items()}]
         return metadata
 
+    def update(self, tensors: Mapping[str, Array]) -> None:
+        """Replace these tensors of the state; raises WageubnError for one that is unknown, misshapen or out of its range."""
+        current = self.state() | dict(tensors)
+        check_state("the new state", current, None, self._expected)
+        self._buffers = [current, {key: np.empty_like(value) for key, value in current.items()}]
+
     # ---- input checks ----
 
     def check_images(self, images: ArrayLike, exact: bool = False) -> Array:

@@ -24,6 +24,7 @@ from wageubn_onnx.runtime.plots import figure
 from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 
 Array = NDArray[Any]
+SETTLING = 8  # steps
 SUFFIX = ".gradient"
 ROLES = ("I", "C", "A", "S", "Z")  # quantizers of the forward half that FP32 has a tensor for
 CHUNK = 64  # images at a time in inference
@@ -59,8 +60,9 @@ def gradient_fidelity(
 ) -> list[GradientFidelity]:
     """Compare the parameter gradients of ``count`` training batches, each from the initial states, in the network's order.
 
-    A weight that `convert` scaled by powers of two is compared as the integer step sees it: FP32's gradient is divided
-    by them. Raises WageubnError where the folder exposes no gradients, or ``data`` has no batch for it.
+    Exponents that a profile delays are first found on the batch, by a few steps that keep nothing else. A weight that `convert`
+    scaled by powers of two is compared as the integer step sees it: FP32's gradient is divided by them. Raises WageubnError where
+    the folder exposes no gradients, or ``data`` has no batch for it.
     """
     integer, floating = TrainingSession(folder, threads), FloatSession(folder, threads)
     formats = integer.folder.section("tensors")
@@ -88,7 +90,7 @@ def compare(found: Array, expected: Array) -> tuple[float, float]:
 
 
 def _integer_gradients(session: TrainingSession, keys: list[str], images: Array, labels: Array) -> dict[str, Array]:
-    session.load(session.folder.state_file("state"))
+    _settle(session, images, labels)
     names = [f"{key}{SUFFIX}" for key in keys]
     exponents = [f"{name}.exponent" for name in names]
     extra = session.step(images, labels, fetch=[*names, *exponents]).extra
@@ -96,6 +98,18 @@ def _integer_gradients(session: TrainingSession, keys: list[str], images: Array,
         key: np.ldexp(extra[name].astype(np.float64), int(extra[exponent]))
         for key, name, exponent in zip(keys, names, exponents, strict=True)
     }
+
+
+def _settle(session: TrainingSession, images: Array, labels: Array) -> None:
+    """Load the initial state, its delayed exponents as `SETTLING` steps on this batch find them."""
+    initial = session.folder.state_file("state")
+    session.load(initial)
+    held = [key for key, entry in session.folder.section("tensors").items() if entry.get("kind") == "exponent"]
+    for _ in range(SETTLING if held else 0):
+        session.step(images, labels)
+        found = session.state()
+        session.load(initial)
+        session.update({key: found[key] for key in held})
 
 
 def _float_gradients(session: FloatSession, keys: list[str], images: Array, labels: Array) -> dict[str, Array]:
@@ -128,7 +142,7 @@ def forward_fidelity(
 ) -> list[ForwardFidelity]:
     """Compare every layer's output in integer inference with FP32's on ``count`` test images, in the network's order.
 
-    The layers are those with a static format in the manifest: image (I), convolutions (C), activations (A), residual
+    The layers are those that inference has: image (I), convolutions (C), activations (A), residual
     sums (S), logits (Z). A convolution's output is divided by the powers of two that `convert` scaled its weights by.
     Raises WageubnError for images that the network does not take.
     """
@@ -150,24 +164,29 @@ def forward_fidelity(
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer's output: ``found`` in int_eval on the grid 2^-fraction, ``expected`` in forward (None: the image)."""
+    """A layer's output: ``found`` in int_eval on the grid 2^exponent, ``expected`` in forward (None: the image).
+
+    exponent: a number, or one a channel [1, C, 1, 1], which the state holds.
+    """
 
     layer: str
     role: str
     found: str
-    fraction: int
+    exponent: Array
     expected: str | None
 
 
 def _places(folder: ArtifactFolder) -> Iterator[_Place]:
     integer, forward = (onnx.load(folder.model(name), load_external_data=False) for name in ("eval", "fp_eval"))
     made = {node.name: node.output[0] for node in integer.graph.node}
+    state, _ = load_tensors(folder.state_file("state"))
     layers = {p.value: node.output[0] for node in forward.graph.node for p in node.metadata_props if p.key == "wageubn.layer"}
     for entry in folder.section("quantizers"):
         image = entry["role"] == "I"
         if entry["role"] in ROLES and entry["node"] in made and (image or entry["layer"] in layers):
             expected = None if image else layers[entry["layer"]]
-            yield _Place(entry["layer"], entry["role"], made[entry["node"]], int(entry["fraction"]), expected)
+            exponent = state[entry["exponent"]] if "exponent" in entry else np.array(-entry["fraction"])
+            yield _Place(entry["layer"], entry["role"], made[entry["node"]], exponent, expected)
 
 
 class _Integers:
@@ -185,7 +204,7 @@ class _Integers:
         feeds = {self.section["images"]: images, **self.state}
         values = self.session.run([place.found for place in self.places], feeds)
         for place, value in zip(self.places, values, strict=True):
-            real = np.ldexp(value.astype(np.float64), -place.fraction)
+            real = np.ldexp(value.astype(np.float64), place.exponent)
             scaled = place.role == "C" and place.layer in self.weights
             yield real / _scale(self.weights[place.layer], real.ndim, axis=1) if scaled else real
 
