@@ -186,7 +186,7 @@ def test_refusals_write_nothing(folder: Path, data: Dataset, tmp_path: Path) -> 
         assert not (tmp_path / "run").exists()
 
     refused("rounds to 0", lr=1e-9)
-    refused("too great", lr=2.0)
+    refused("too great", lr=4.0)
     refused("epochs 0", epochs=0)
     refused("schedule linear: unknown", schedule="linear")
     refused("gradient range 5", gradient_ranges=(128, 5))

@@ -77,7 +77,7 @@ PATHS = ("W", "A", "C", "BN", "E1", "E2", "G", "M-U")  # that the ablation leave
 # peak rates: integer updates are normalised, FP32 ones have momentum 0.9
 INTEGERS = (0.4, 0.8, 511 / 512, 2.0, 2047 / 512)  # to the greatest that the grid has
 FLOATS = (0.025, 0.05, 0.1, 0.2, 0.4)
-FINE_INTEGERS = (1 / 512, 1 / 256, 1 / 128, 1 / 64)  # on the grid of the integer rate
+FINE_INTEGERS = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)  # on the grid of the integer rate
 FINE_FLOATS = (0.0003, 0.001, 0.003, 0.01)
 
 FASHION = Normalisation((0.286,), (0.353,))
