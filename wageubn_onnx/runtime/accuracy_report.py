@@ -58,6 +58,10 @@ def scores(experiment: Experiment, records: Sequence[Record]) -> list[Score]:
     return found
 
 
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count != 1 else ''}"
+
+
 # -- the page -------------------------------------------------------------------------------------------------------------
 
 
@@ -102,8 +106,8 @@ def _setting(experiment: Experiment) -> str:
     tuning = experiment.tuning
     changed = "" if experiment.transform == "same" else f", images `{experiment.transform}`"
     return (
-        f"`{experiment.name}`: {images}, {experiment.epochs} epochs, batch {experiment.batch}{changed}. "
-        f"Tuned on {tuning.images:,} images, {tuning.epochs} epochs, scored on {tuning.held_out:,} other training images."
+        f"`{experiment.name}`: {images}, {_epochs(experiment.epochs)}, batch {experiment.batch}{changed}. "
+        f"Tuned on {tuning.images:,} images, {_epochs(tuning.epochs)}, scored on {tuning.held_out:,} other training images."
     )
 
 
