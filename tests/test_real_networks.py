@@ -136,3 +136,32 @@ def test_resnet50_at_224_never_overflows(tmp_path: Path, monkeypatch: pytest.Mon
         exponents = [r for r in proof.ranges if "exponent" in r.tensor]
         assert all(-128 <= r.least <= r.greatest <= 128 for r in exponents)
         assert len(exponents) > 100 or stage == "int_eval"
+
+
+@pytest.mark.slow
+def test_no_error_is_lost_in_110_layers(tmp_path: Path) -> None:
+    """The deepest CIFAR ResNet, untrained: three steps in which no error is all zero and every exponent stays far from its guard.
+
+    onnxruntime takes some minutes to load the step: its 170,000 nodes, functions inlined.
+    """
+    sys.path.insert(0, str(ROOT / "models"))
+    resnet = pytest.importorskip("resnet", reason="models/resnet.py is absent")
+    model = resnet.build(resnet.Architecture((18, 18, 18), (16, 32, 64), 10, (3, 32, 32)), 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    resnet.fit_statistics(model, (pixels / np.float32(255) - np.float32(0.5)) / np.float32(0.25))
+    onnx.save(model, tmp_path / "resnet110.onnx")
+    convert(tmp_path / "resnet110.onnx", Config(2, (0.5,), (0.25,), health=True), tmp_path / "out")
+    session = TrainingSession(tmp_path / "out", threads=1)
+    rows = session.folder.manifest["step"]["health"]
+    errors = [i for i, row in enumerate(rows) if row["role"] in ("E1", "E2", "E.sum")]
+    assert len(errors) > 3 * 54  # E1, E2 and a sum a block
+    losses = []
+    for step in range(3):
+        chosen = slice(2 * step, 2 * step + 2)
+        result = session.step(pixels[chosen], np.arange(2, dtype=np.int32), lr=0.1)
+        losses.append(result.loss)
+        assert result.health is not None
+        saturated, all_zero, exponent = result.health[errors].T
+        assert not all_zero.any()
+        assert exponent.min() > -50 and exponent.max() < 50
+    assert losses[-1] < losses[0]
