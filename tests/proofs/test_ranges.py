@@ -62,7 +62,10 @@ def test_what_convert_writes_is_proven(proven: tuple[Model, Proof]) -> None:
         assert r.bits <= (1 if r.dtype == "bool" else int(r.dtype.lstrip("uint")))
 
 
-@pytest.fixture(scope="module", params=[*NAMES, "half_up"])
+INTEGER = [name for name in NAMES if load_profile(name).has_integers]
+
+
+@pytest.fixture(scope="module", params=[*INTEGER, "half_up"])
 def profiled(request: pytest.FixtureRequest, tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     """The tiny network in every profile, and with every path rounded half up; with health counters."""
     name = request.param
