@@ -150,6 +150,10 @@ def on_grid(g: Model, x: Tensor, role: str, form: Format, grid: Grid, lo: int | 
     return floating.grid(g, x, grid, role, form, lo=lo, hi=hi)
 
 
+GUARD = (tables.RANGE_LEAST, tables.RANGE_GREATEST)  # of the range R of an error
+HELD = (-32, 24)  # of a channel's exponent: squares of its step stay far within float32
+
+
 def delayed(
     g: Model, layer: str, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None
 ) -> list[Tensor]:
@@ -171,10 +175,6 @@ def delayed(
             moved = [floating.follow(g, y, step, state.tensor, form, small, up, lowest, highest) for y in quantized]
             state.after = moved[0] if len(moved) == 1 else g.op("Max", *moved, name="next_exponent")
     return quantized
-
-
-GUARD = (tables.RANGE_LEAST, tables.RANGE_GREATEST)  # of the range R of an error
-HELD = (-32, 24)  # of a channel's exponent: squares of its step stay far within float32
 
 
 # -- what the passes know of tensors and parameters -----------------------------------------------------------------------

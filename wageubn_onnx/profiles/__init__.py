@@ -327,9 +327,7 @@ def _check(profile: Profile) -> None:
         _require(not (own and f("C").delayed), name, f"{path} lies on the grid of a delayed C: leave out fraction")
     tables = [profile.formats, *(profile.formats | formats for _, formats in profile.exceptions)]
     split = any(table["C"].delayed and not table["E2"].delayed for table in tables if not table["E2"].is_float)
-    _require(
-        not split, name, "a delayed C gives errors an exponent a channel, whose common range only a delayed E2 needs not find"
-    )
+    _require(not split, name, "a delayed C gives errors an exponent a channel, which only a delayed E2 can read")
     u, w = f("U"), f("W")
     both = not u.is_float and not w.is_float
     _require(not both or u.exponent <= w.exponent, name, "U is coarser than W: no update could ever change a weight by less")

@@ -252,6 +252,9 @@ def _constant(rounding: str) -> onnx.FunctionProto:
 CONSTANT = _variants(_constant)
 
 
+POWER_LIMIT = 96  # greater than any exponent that a state may hold
+
+
 @functools.cache
 def _power() -> onnx.FunctionProto:
     powers = ", ".join(repr(2.0**e) for e in range(-POWER_LIMIT, POWER_LIMIT + 1))
@@ -265,9 +268,6 @@ def _power() -> onnx.FunctionProto:
         step = CastLike (power, like)
         """,
     )  # fmt: skip
-
-
-POWER_LIMIT = 96
 
 
 def _follow(name: str, greatest_of_size: str) -> onnx.FunctionProto:
