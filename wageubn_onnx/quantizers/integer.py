@@ -145,13 +145,19 @@ _WIDE_SIZE = """
     size1 = Where (full, zero, size0)
     a = Mul (size1, factor)
     """
-_WIDE_END = """
-    beyond0 = Greater (kept, limit)
+
+
+def _wide_end(limit: str) -> str:
+    """Saturation, and the sign again."""
+    return f"""
+    beyond0 = Greater (kept, {limit})
     beyond = Or (beyond0, full)
-    bounded = Where (beyond, limit, kept)
+    bounded = Where (beyond, {limit}, kept)
     mirrored = Neg (bounded)
     r = Where (negative, mirrored, bounded)
     """
+
+
 # c / 2d rounds a / d: up from a tie, where the size is that of a negative number down to it; or to even
 _WIDE_ROUND = {
     "half_up": """
@@ -201,12 +207,7 @@ def _round_shift_wide(rounding: str) -> onnx.FunctionProto:
             up = Greater (fraction, random64)
             carry = Cast <to: int = 7> (up)
             kept = Add (whole, carry)
-            beyond0 = Greater (kept, limit0)
-            beyond = Or (beyond0, full)
-            bounded = Where (beyond, limit0, kept)
-            mirrored = Neg (bounded)
-            r = Where (negative, mirrored, bounded)
-            """,
+            """ + _wide_end("limit0"),
         )  # fmt: skip
     return function(
         f"RoundShiftWide{SUFFIX[rounding]}", (), "(m, shift, limit) => (r)",
@@ -224,7 +225,7 @@ def _round_shift_wide(rounding: str) -> onnx.FunctionProto:
         rounded = Div (c, double)
         gone = Greater (shift, deepest)
         kept = Where (gone, zero, rounded)
-        """ + _WIDE_END,
+        """ + _wide_end("limit"),
     )  # fmt: skip
 
 
