@@ -10,22 +10,27 @@ import numpy as np
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
 
+LAYOUTS = ("auto", "nchw", "nhwc")
+
 
 @dataclass(frozen=True)
 class Config:
     """Options of `convert`.
 
     batch: images a training step takes. mean, std: per channel, ``x = (pixel * scale - mean) / std``; one value serves all
-    channels. calibrate: uint8 [n, C, H, W] images that refine the forward formats, or None. expose_gradients: add every
-    parameter's gradient to the outputs of both training steps. health: add counters of saturated and all-zero tensors to the
-    outputs of the integer step. momentum: of the FP32 step (the integer step's is the profile's). weight_decay: of both.
-    profile: the formats of every data path.
+    channels. image_size: rows and columns, for a source that leaves them open. layout: of the source's input, nchw, nhwc or
+    auto (by which dimension is a number of colours). calibrate: uint8 [n, C, H, W] images that refine the forward formats, or
+    None. expose_gradients: add every parameter's gradient to the outputs of both training steps. health: add counters of
+    saturated and all-zero tensors to the outputs of the integer step. momentum: of the FP32 step (the integer step's is the
+    profile's). weight_decay: of both. profile: the formats of every data path.
     """
 
     batch: int = 32
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
+    image_size: tuple[int, int] | None = None
+    layout: str = "auto"
     calibrate: np.ndarray[Any, Any] | None = None
     expose_gradients: bool = False
     health: bool = False
@@ -36,6 +41,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise WageubnError(f"batch {self.batch}: a training step needs at least one image; pass --batch 1 or more")
+        if self.layout not in LAYOUTS:
+            raise WageubnError(f"layout {self.layout!r}: not known; give one of {', '.join(LAYOUTS)}")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise WageubnError(f"image size {self.image_size}: give rows and columns, each at least 1")
         if any(not np.isfinite(v) for v in (*self.mean, *self.std, self.scale)):
             raise WageubnError("mean, std and scale must be finite numbers")
         if any(v <= 0 for v in self.std) or self.scale <= 0:

@@ -44,7 +44,10 @@ class Tag:
 
 @dataclass
 class State:
-    """One state tensor of a step: graph input ``key``, graph output ``key + '.next'``; kind W, gamma, beta, bias, ..."""
+    """One state tensor of a step: graph input ``key``, graph output ``key + '.next'``; kind W, gamma, beta, bias, ...
+
+    A frozen one does not advance.
+    """
 
     key: str
     kind: str
@@ -53,6 +56,7 @@ class State:
     tensor: Tensor
     after: Tensor | None = None  # the step's output
     info: dict[str, Any] = field(default_factory=dict)  # format: exponent, least and greatest mantissa
+    frozen: bool = False
 
 
 @dataclass

@@ -37,7 +37,7 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
     found = {"images": Moments(centre, half / math.sqrt(3), np.maximum(abs(low), abs(high)))}
     for node in forward.graph.nodes:
         inputs = [found[i.name] for i in node.inputs if i.name in found]
-        parameters = [forward.states[i.name].value.astype(np.float64) for i in node.inputs if i.name in forward.states]
+        parameters = [_number(forward, i) for i in node.inputs if i.name not in found]
         found[node.outputs[0].name] = _ESTIMATES[node.op](inputs, parameters)
     for node in forward.graph.nodes:  # a convolution's own statistics are better known by the BN that reads it
         if node.op == "BatchNormalization":
@@ -46,6 +46,12 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
             spread = np.maximum(deviation, source.deviation / 4) if source else deviation
             found[node.inputs[0].name] = Moments(mean, deviation, abs(mean) + CONVOLUTION_SPREAD * spread)
     return found
+
+
+def _number(forward: Model, operand: Tensor) -> Array:
+    """A parameter, float64; of a constant, its values as they are."""
+    state = forward.states.get(operand.name)
+    return state.value.astype(np.float64) if state else np.asarray(operand.values)
 
 
 def measure(forward: Model, images: Array) -> dict[str, Moments]:
@@ -130,6 +136,13 @@ def _add(inputs: list[Moments], parameters: list[Array]) -> Moments:
     return _moments(a.mean + b.mean, np.hypot(a.deviation, b.deviation))
 
 
+def _pad(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    """More channels, of zeros; zeros around a map change little."""
+    (x,), (amounts,) = inputs, parameters
+    around = (int(amounts[1]), int(amounts[5]))
+    return Moments(*(np.pad(values, around) for values in (x.mean, x.deviation, x.reach)))
+
+
 def _same(inputs: list[Moments], parameters: list[Array]) -> Moments:
     return inputs[0]
 
@@ -143,6 +156,7 @@ _ESTIMATES = {
     "MaxPool": _same,
     "AveragePool": _same,
     "GlobalAveragePool": _same,
+    "Pad": _pad,
     "Flatten": _same,
 }
 

@@ -14,7 +14,19 @@ T = onnx.TensorProto
 INTEGERS = frozenset({T.INT8, T.UINT8, T.INT16, T.INT32, T.INT64, T.UINT16, T.UINT32, T.UINT64})
 
 FORWARD_OPS = frozenset(
-    ["Conv", "BatchNormalization", "Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Gemm", "Identity"]
+    [
+        "Conv",
+        "BatchNormalization",
+        "Relu",
+        "Add",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Flatten",
+        "Gemm",
+        "Identity",
+        "Pad",
+    ]
 )
 COMMON_OPS = frozenset(
     [
@@ -62,7 +74,7 @@ class Contract:
 FLOAT_TYPES = frozenset({T.FLOAT, T.INT64, T.INT32, T.BOOL})
 
 CONTRACTS: dict[str, Contract] = {
-    "forward": Contract(FORWARD_OPS, frozenset({T.FLOAT}), functions=False),
+    "forward": Contract(FORWARD_OPS, frozenset({T.FLOAT, T.INT64}), functions=False),
     "fp_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=False),
     "quant_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=True),
     "int_training": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, functions=True),

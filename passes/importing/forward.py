@@ -13,11 +13,15 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.infer import window
 from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
+from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.spelling import respell
+from wageubn_onnx.passes.importing.surgery import values
+from wageubn_onnx.passes.importing.windows import padding
 
 
 def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
@@ -25,12 +29,11 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
 
     Raises WageubnError for anything unsound or unsupported, naming file, node and operator.
     """
-    source = respell(read_source(path), config.batch)
-    unknown = next((n for n in source.nodes if n.op not in BUILDERS or n.domain), None)
-    if unknown is not None:
+    source = respell(read_source(path), config)
+    unknown = sorted((n for n in source.nodes if n.op not in BUILDERS or n.domain), key=lambda n: n.op in MOVES)[:1]
+    if unknown:
         raise UnsupportedOperator(
-            f"node {unknown.name or unknown.outputs[0].name!r}: operator {unknown.op} has no rule; "
-            f"supported: {', '.join(sorted(BUILDERS))}"
+            f"node {unknown[0].name!r}: operator {unknown[0].op} has no rule here; supported: {', '.join(sorted(BUILDERS))}"
         )
     _require_batch_norm(source, path)
     return _Forward(source, Path(path).stem).build()
@@ -46,6 +49,9 @@ def _require_batch_norm(source: gs.Graph, path: str | os.PathLike[str]) -> None:
         )
 
 
+MOVES = (*RESHAPES, "Transpose", "Concat", "Slice")  # seldom what is missing, where something else is
+
+
 class _Forward:
     """Builds the normalised model node by node."""
 
@@ -56,9 +62,9 @@ class _Forward:
 
     def build(self) -> Model:
         model, (image,) = self.model, self.source.inputs
-        if len(self.source.outputs) != 1 or len(self.source.outputs[0].shape or []) != 2:
-            shapes = [f"{o.name} {o.shape}" for o in self.source.outputs]
-            raise WageubnError(f"the network must end in one output of logits [N, classes]; it has {shapes}")
+        if len(self.source.outputs) != 1:
+            names = ", ".join(repr(output.name) for output in self.source.outputs)
+            raise WageubnError(f"the network must end in one output of logits [N, classes]; it has {names}")
         model.named["images"] = model.input("images", np.float32, ["N", *image.shape[1:]])
         self.values[image.name] = model.named["images"]
         with model.context(made_by="import"):
@@ -66,6 +72,8 @@ class _Forward:
                 with model.context(layer=layer_name(node)):
                     self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
         logits = self.values[self.source.outputs[0].name]
+        if len(logits.shape) != 2:
+            raise WageubnError(f"output {self.source.outputs[0].name!r} is {list(logits.shape)}; it must be logits [N, classes]")
         model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
         return model
@@ -85,8 +93,18 @@ class _Forward:
             raise WageubnError(
                 f"node {node.name!r}: its {kind} {tensor.name!r} is shared with another node; give each node its own"
             )
-        value = np.ascontiguousarray(tensor.values, dtype=np.float32)
-        return self.model.state(tensor.name, kind, layer_name(node), value).tensor
+        if tensor.values.dtype != np.float32:
+            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
+        return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
+
+    @staticmethod
+    def mark(states: list[State], statistics: str | None) -> None:
+        """Note what is known of a BN that the source has taken apart."""
+        if statistics == UNKNOWN:
+            states[2].info["calibrate"] = True
+        elif statistics == FIXED:
+            for state in states:
+                state.frozen = True
 
     # -- one builder an operator ------------------------------------------------------------------------------------
 
@@ -110,9 +128,13 @@ class _Forward:
 
     def batch_norm(self, node: gs.Node) -> Tensor:
         x = self.operand(node.inputs[0], node)
+        if len(x.shape) != 4:
+            raise UnsupportedOperator(f"node {node.name!r}: BatchNormalization of {list(x.shape)} has no rule; only of maps")
         kinds = ("gamma", "beta", "running_mean", "running_var")
         operands = [self.parameter(t, kind, node) for t, kind in zip(node.inputs[1:5], kinds, strict=True)]
-        variance = self.model.states[operands[3].name].value
+        states = [self.model.states[operand.name] for operand in operands]
+        self.mark(states, node.attrs.get("statistics"))
+        variance = states[3].value
         if (variance < 0).any():
             raise WageubnError(f"node {node.name!r}: running variance {operands[3].name!r} has negative entries")
         attrs = {"epsilon": float(node.attrs.get("epsilon", 1e-5)), "momentum": float(node.attrs.get("momentum", 0.9))}
@@ -137,13 +159,27 @@ class _Forward:
     def average_pool(self, node: gs.Node) -> Tensor:
         x = self.operand(node.inputs[0], node)
         attrs = _window_attributes(node, x, node.attrs["kernel_shape"])
+        own = [int(p) for p in node.attrs.get("pads", [0] * 4)]
+        counts_pads = bool(node.attrs.get("count_include_pad", 0)) and (any(own) or not node.attrs.get("ceil_mode", 0))
+        if counts_pads and node.attrs.get("ceil_mode", 0) and attrs["pads"] != own:  # what ceil_mode adds never counts
+            raise UnsupportedOperator(f"node {node.name!r}: AveragePool that counts pads and has a partial window has no rule")
         if attrs.pop("dilations") != [1, 1]:
             raise UnsupportedOperator(f"node {node.name!r}: AveragePool with dilations has no rule")
-        attrs["count_include_pad"] = int(node.attrs.get("count_include_pad", 0))
+        attrs["count_include_pad"] = int(counts_pads)
         return self.model.op("AveragePool", x, name="avgpool", role="A", **attrs)
 
     def global_average_pool(self, node: gs.Node) -> Tensor:
         return self.model.op("GlobalAveragePool", self.operand(node.inputs[0], node), name="gap", role="A")
+
+    def pad(self, node: gs.Node) -> Tensor:
+        """Zeros around a map, or for more channels, that no window took over."""
+        x, amounts = self.operand(node.inputs[0], node), padding(node)
+        fill, mode = values(node, 2, np.zeros(1)), node.attrs.get("mode", "constant")
+        if amounts is None or fill is None or fill.any() or amounts.shape != (2, 4) or amounts[:, 0].any() or (amounts < 0).any():
+            raise UnsupportedOperator(f"node {node.name!r}: Pad has a rule only with 0, of channels, rows and columns")
+        if mode != "constant":
+            raise UnsupportedOperator(f"node {node.name!r}: Pad with mode {mode!r} has no rule; only constant")
+        return self.model.op("Pad", x, self.model.ints(*amounts.reshape(-1)), name="pad")
 
     def flatten(self, node: gs.Node) -> Tensor:
         return self.model.op("Flatten", self.operand(node.inputs[0], node), name="flatten", axis=1)
@@ -171,6 +207,7 @@ BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
     "MaxPool": _Forward.max_pool,
     "AveragePool": _Forward.average_pool,
     "GlobalAveragePool": _Forward.global_average_pool,
+    "Pad": _Forward.pad,
     "Flatten": _Forward.flatten,
     "Gemm": _Forward.gemm,
 }
@@ -202,13 +239,20 @@ def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
             pads[axis], pads[axis + 2] = before, total - before
     if node.attrs.get("ceil_mode", 0):
         for axis in range(2):
-            span = x.shape[2 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
-            if span % strides[axis]:
-                raise UnsupportedOperator(f"node {node.name!r}: {node.op} with ceil_mode and a partial last window has no rule")
+            geometry = (kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis])
+            pads[axis + 2] += _ceiling(x.shape[2 + axis], *geometry)
     for axis in range(2):
         if window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis]) < 1:
             raise WageubnError(f"node {node.name!r}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
     return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+
+
+def _ceiling(size: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:
+    """How much padding at the end gives a partial last window its room; none where that would start beyond the image."""
+    reach = dilation * (kernel - 1) + 1
+    missing = -(size + before + after - reach) % stride
+    last = size + before + after + missing - reach  # where the last window starts
+    return missing if last < size + before else 0
 
 
 PASS = Pass("import", "read the source file and rewrite it in the one spelling of this stage", import_forward)

@@ -3,39 +3,129 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, version_converter
+from onnx import helper, inliner, numpy_helper, version_converter
 
-from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import OPSET, load_model
 
+OLDEST = 7  # before it, operators broadcast along named axes
+STANDARD = ("", "ai.onnx")
+SMALL = 1024  # elements: no axes, shape or pads, which converters and shape inference must read, are longer
 
-def read_source(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Load, check and convert ``path`` to opset 18.
 
-    Raises WageubnError, naming the file, where it is missing, is not ONNX, is truncated, is invalid, holds NaN or infinite
-    weights, or has an opset that onnx's version converter cannot bring over.
+@dataclass(frozen=True)
+class Source:
+    """A network at opset 18 whose large weights are inputs of the graph, and those weights by name.
+
+    Protobuf serialises 2 GB at most: so onnx's converter, checker and shape inference take a network of any size.
+    """
+
+    model: onnx.ModelProto
+    weights: dict[str, np.ndarray[Any, Any]]
+
+
+def read_source(path: str | os.PathLike[str]) -> Source:
+    """Load, check and convert ``path`` to opset 18, functions inlined, BatchNormalization and Dropout as in inference.
+
+    Raises WageubnError, naming the file, where it is missing, is not ONNX, is truncated, is invalid, holds weights other than
+    finite float32, or has an opset that onnx's version converter cannot bring over; UnsupportedOperator for an operator of
+    another domain.
     """
     file = Path(path)
     model = load_model(file)
+    weights = _detach(model)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    foreign = next((n for n in model.graph.node if n.domain not in STANDARD), None)
+    if foreign is not None:
+        raise UnsupportedOperator(
+            f"{file}: node {foreign.name or foreign.output[0]!r}: operator {foreign.domain}.{foreign.op_type} is not standard "
+            "ONNX; export the float network, without a runtime's own optimizations"
+        )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise WageubnError(f"{file}: not a valid ONNX model ({_line(error)})") from None
+    values = {tensor.name: _numbers(tensor, file) for tensor in weights}
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise WageubnError(f"{file}: weights {tensor.name!r} hold NaN or infinity; export a healthy checkpoint")
-    return _to_opset(model, file)
+        _numbers(tensor, file)
+    _as_in_inference(model.graph)
+    return Source(_to_opset(model, file), values)
+
+
+def _detach(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Take the large initializers and the values of large Constant nodes out of ``model``; graph inputs stay in their place."""
+    graph = model.graph
+    held = {node.output[0]: a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"}
+    held = {name: tensor for name, tensor in held.items() if _size(tensor) > SMALL}
+    for name, tensor in held.items():
+        tensor.name = name
+    weights = [t for t in graph.initializer if _size(t) > SMALL] + list(held.values())
+    small = [t for t in graph.initializer if _size(t) <= SMALL]
+    nodes = [node for node in graph.node if node.output[:1] != [] and node.output[0] not in held]
+    del graph.initializer[:]
+    graph.initializer.extend(small)
+    if held:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    listed = {i.name for i in graph.input}
+    graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights if t.name not in listed)
+    return weights
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _numbers(tensor: onnx.TensorProto, file: Path) -> np.ndarray[Any, Any]:
+    array = numpy_helper.to_array(tensor)
+    if array.dtype.kind == "f" and array.size > 1 and not np.isfinite(array).all():  # one number may be a bound
+        raise WageubnError(f"{file}: weights {tensor.name!r} hold NaN or infinity; export a healthy checkpoint")
+    if array.size > SMALL and array.dtype != np.float32:
+        raise WageubnError(f"{file}: weights {tensor.name!r} are {array.dtype.name}; give the network in float32")
+    return array
+
+
+def _as_in_inference(graph: onnx.GraphProto) -> None:
+    """BatchNormalization and Dropout give one output; what else training asks of them is dropped where nothing reads it.
+
+    `forward` says what the trained network computes: BN takes its running statistics, Dropout passes its input.
+    """
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for node in graph.node:
+        if node.op_type not in ("BatchNormalization", "Dropout"):
+            continue
+        extra = next((name for name in node.output[1:] if name in read), None)
+        if extra is not None:
+            raise UnsupportedOperator(f"node {node.name!r}: {node.op_type}'s second output {extra!r} is read; it has no rule")
+        del node.output[1:]
+        if node.op_type == "Dropout":
+            del node.input[1:]
+        if _pop(node, "spatial", 1) != 1:
+            raise UnsupportedOperator(f"node {node.name!r}: BatchNormalization with spatial=0 (statistics a pixel) has no rule")
+        _pop(node, "training_mode", 0)
+
+
+def _pop(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Remove an integer attribute and return it."""
+    found = [a for a in node.attribute if a.name == name]
+    for attribute in found:
+        node.attribute.remove(attribute)
+    return int(found[0].i) if found else default
 
 
 def _to_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
     if version == OPSET:
         return model
+    if version < OLDEST:
+        raise WageubnError(f"{file}: opset {version}; the oldest that is read is {OLDEST}: export it with opset {OPSET}")
     try:
         return version_converter.convert_version(model, OPSET)
     except (RuntimeError, version_converter.ConvertError) as error:

@@ -30,7 +30,8 @@ Torch = Callable[..., torch.Tensor]
 class Case:
     """One geometry of one operator. shapes: of the operands. frozen: how many operands at the end have no gradient.
 
-    values: makes operand i of that shape. smooth: whether L is differentiable there (no ties).
+    constants: integer operands after those. values: makes operand i of that shape. smooth: whether L is differentiable there
+    (no ties).
     """
 
     name: str
@@ -42,6 +43,13 @@ class Case:
     )
     frozen: int = 0
     smooth: bool = True
+    constants: tuple[tuple[int, ...], ...] = ()
+
+
+def pad_case(name: str, *amounts: int) -> Case:
+    """before N, C, H, W, after N, C, H, W."""
+    around = tuple(amounts[axis + end] for axis in (3, 2, 1, 0) for end in (0, 4))
+    return Case(name, ((2, 3, 4, 5),), {}, lambda x: F.pad(x, around), constants=(amounts,))
 
 
 def conv_case(name: str, size: tuple[int, int], kernel: tuple[int, int], strides: int = 1, pads: Any = 0, dilations: int = 1,
@@ -156,6 +164,11 @@ CASES: dict[str, list[Case]] = {
         average_pool_case("2x2 stride 3: gaps between windows", (7, 8), 2, 3),
     ],
     "GlobalAveragePool": [Case("global", ((2, 3, 5, 3),), {}, lambda x: x.mean((2, 3), keepdim=True))],
+    "Pad": [
+        pad_case("more channels", 0, 2, 0, 0, 0, 1, 0, 0),
+        pad_case("around the map", 0, 0, 1, 0, 0, 0, 2, 1),
+        pad_case("all at once", 0, 1, 1, 1, 0, 0, 1, 1),
+    ],
     "Flatten": [Case("flatten", ((2, 3, 2, 4),), {}, lambda x: x.flatten(1))],
 }  # fmt: skip
 
@@ -177,9 +190,11 @@ def differentiated(op: str, case: Case) -> onnx.ModelProto:
         operands.append(
             g.state(f"operand{i}", "state", "", value).tensor if is_state else g.input(f"operand{i}", np.float32, shape)
         )
-    y, pullback = RULES[op](g, case.attrs, operands)
+    y, pullback = RULES[op](g, case.attrs, operands + [g.ints(*values) for values in case.constants])
     dy = g.input("dy", np.float32, y.shape)
     gradients = pullback(dy)
+    assert gradients[len(operands) :] == [None] * len(case.constants)
+    gradients = gradients[: len(operands)]
     assert [gradient is None for gradient in gradients] == [i >= len(operands) - case.frozen for i in range(len(operands))]
     outputs = {"y": y} | {f"gradient{i}": gradient for i, gradient in enumerate(gradients) if gradient is not None}
     proto = to_proto(g, outputs)

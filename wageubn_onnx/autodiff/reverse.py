@@ -28,7 +28,7 @@ def replay(forward: Model, target: Model, bound: dict[str, Tensor], training: bo
     for node in forward.graph.nodes:
         if node.op not in RULES:
             raise UnsupportedOperator(f"node {node.name!r}: no gradient rule for operator {node.op}")
-        operands = [bound[i.name] for i in node.inputs]
+        operands = [bound.get(i.name, i) for i in node.inputs]  # a constant stays what it is
         layer = forward.tag(node.outputs[0]).layer
         with target.context(layer=layer):
             if node.op == "BatchNormalization" and not training:

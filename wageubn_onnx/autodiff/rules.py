@@ -239,6 +239,20 @@ def global_average_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor])
     return y, pullback
 
 
+def pad(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """Zeros before and after along each axis (ONNX Pad): for more channels on a shortcut, or around a map."""
+    x, amounts = operands
+    before, after = np.reshape(amounts.values, (2, 4)).tolist()
+    y = g.op("Pad", x, g.ints(*before, *after), g.scalar(0.0), name="pad")
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        axes = [axis for axis in range(4) if before[axis] or after[axis]]
+        starts, stops = [before[axis] for axis in axes], [before[axis] + x.shape[axis] for axis in axes]
+        return [g.op("Slice", error, g.ints(*starts), g.ints(*stops), g.ints(*axes), name="unpadded"), None]
+
+    return y, pullback
+
+
 def flatten(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
     """[N, C, H, W] -> [N, C*H*W]."""
     (x,) = operands
@@ -255,5 +269,6 @@ RULES: dict[str, Rule] = {
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
+    "Pad": pad,
     "Flatten": flatten,
 }

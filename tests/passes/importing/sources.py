@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from networks import Net, run_ort
 from wageubn_onnx.config import Config
@@ -30,19 +32,19 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
     return folder / "source.onnx"
 
 
-def imported(path: Path, batch: int = 3) -> onnx.ModelProto:
+def imported(path: Path, batch: int = 3, **options: Any) -> onnx.ModelProto:
     """The `forward` file of a source."""
-    model = import_forward(path, Config(batch=batch))
+    model = import_forward(path, Config(batch=batch, **options))
     model.stage = "forward"
     proto = to_proto(model, {"logits": model.named["logits"]})
     check_stage(proto, "forward")
     return proto
 
 
-def assert_same_function(source: onnx.ModelProto, folder: Path, x: Any) -> onnx.ModelProto:
-    """`forward` takes any batch and computes what the source does; returns it."""
-    forward = imported(save(source, folder), batch=7)
-    (expected,) = run_ort(source, {"x": x}).values()
+def assert_same_function(source: onnx.ModelProto, folder: Path, x: Any, nhwc: bool = False, **options: Any) -> onnx.ModelProto:
+    """`forward` takes any batch and computes what the source does; returns it. x: [n, C, H, W], also for a source with nhwc."""
+    forward = imported(save(source, folder), batch=7, **options)
+    (expected,) = run_ort(source, {"x": np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if nhwc else x}).values()
     found = run_ort(forward, {"images": x})["logits"]
     assert found.shape == expected.shape
     assert abs(expected).max() > 0.1
@@ -52,3 +54,18 @@ def assert_same_function(source: onnx.ModelProto, folder: Path, x: Any) -> onnx.
 
 def kinds(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    """The same without what only names a result."""
+    return [kind for kind in kinds(model) if kind != "Identity"]
+
+
+def parameters(model: onnx.ModelProto) -> dict[str, Any]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def attributes(model: onnx.ModelProto, kind: str) -> dict[str, Any]:
+    """Those of the only node of that kind."""
+    (node,) = (node for node in model.graph.node if node.op_type == kind)
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

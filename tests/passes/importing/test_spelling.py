@@ -200,12 +200,6 @@ def refused(model: onnx.ModelProto, folder: Path, *words: str) -> None:
         assert word in message, message
 
 
-@pytest.mark.parametrize("dims", [(3, "H", "W"), ("C", 12, 12), (3, 12, None)])
-def test_an_image_of_unknown_size_is_refused(dims: tuple[Any, ...], tmp_path: Path) -> None:
-    n = Net()
-    refused(n.model(head(n, stem(n)), dims=dims), tmp_path, "input 'x'", "must be float32 [N, C, H, W]", "known")
-
-
 def test_an_input_that_is_no_image_is_refused(tmp_path: Path) -> None:
     n = Net()
     model = n.model(n.gemm("x", 4, CLASSES), dims=(4,))

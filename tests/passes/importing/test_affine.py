@@ -1,0 +1,121 @@
+"""Mul, Div, Add and Sub with constants: into the layer before, into a BN with its statistics, or into one without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sources import WIDTH, assert_same_function, head, operators, parameters, save, stem
+
+from networks import CLASSES, Net, images
+from wageubn_onnx.config import Config
+from wageubn_onnx.passes.importing.forward import import_forward
+
+HEAD = ["GlobalAveragePool", "Flatten", "Gemm"]
+C = (1, WIDTH, 1, 1)
+
+
+def convolved(n: Net) -> str:
+    """A second convolution, which no BN reads."""
+    return n.conv(stem(n), "second", WIDTH, WIDTH)
+
+
+def scaled(n: Net, x: str) -> str:
+    return n.node("Mul", x, n.uniform("a", -2, 2, *C), name="scale")
+
+
+def shifted(n: Net, x: str) -> str:
+    return n.node("Add", n.uniform("b", -1, 1, *C[1:]), x, name="shift")
+
+
+def normalised(n: Net, x: str) -> str:
+    """(x - mean) / std * gamma + beta."""
+    x = n.node("Sub", x, n.uniform("mean", -1, 1, *C), name="centre")
+    x = n.node("Div", x, n.uniform("std", 0.5, 2, *C), name="unit")
+    return n.node("Add", n.node("Mul", x, n.uniform("gamma", -1, 1, *C)), n.uniform("beta", -1, 1, *C))
+
+
+STEM = ["Conv", "BatchNormalization", "Relu"]
+# name: (builder of the logits, operators of `forward`)
+DIALECTS: dict[str, tuple[Callable[[Net], str], list[str]]] = {
+    "a bias as Add": (lambda n: head(n, shifted(n, convolved(n))), [*STEM, "Conv", *HEAD]),
+    "a factor of a convolution": (lambda n: head(n, scaled(n, convolved(n))), [*STEM, "Conv", *HEAD]),
+    "a folded BN as Mul and Add": (
+        lambda n: head(n, n.relu(shifted(n, scaled(n, convolved(n))))), [*STEM, "Conv", "Relu", *HEAD],
+    ),
+    "a bias and then a factor": (
+        lambda n: head(n, scaled(n, n.conv(stem(n), "second", WIDTH, WIDTH, bias=True))), [*STEM, "Conv", *HEAD],
+    ),
+    "a scale layer after BN": (
+        lambda n: head(n, n.relu(shifted(n, scaled(n, n.bn(convolved(n), "bn2", WIDTH))))), [*STEM, *STEM, *HEAD],
+    ),
+    "one number": (
+        lambda n: head(n, n.node("Div", n.bn(convolved(n), "bn2", WIDTH), n.tensor("two", 2.0))), [*STEM, *STEM[:2], *HEAD],
+    ),
+    "a constant minus a map": (
+        lambda n: head(n, n.node("Sub", n.uniform("c", -1, 1, *C), n.bn(convolved(n), "bn2", WIDTH))), [*STEM, *STEM[:2], *HEAD],
+    ),
+    "BN taken apart": (lambda n: head(n, n.relu(normalised(n, stem(n)))), [*STEM, "BatchNormalization", "Relu", *HEAD]),
+    "a scale and a shift of an activation": (
+        lambda n: head(n, shifted(n, scaled(n, stem(n)))), [*STEM, "BatchNormalization", *HEAD],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_dialect_computes_what_it_did(name: str, tmp_path: Path) -> None:
+    build, expected = DIALECTS[name]
+    n = Net(seed=len(name))
+    forward = assert_same_function(n.model(build(n)), tmp_path, images(4, seed=1, normalised=True))
+    assert sorted(operators(forward)) == sorted(expected)
+
+
+def test_statistics_that_stand_in_the_file_are_found(tmp_path: Path) -> None:
+    n = Net()
+    forward = assert_same_function(n.model(head(n, n.relu(normalised(n, stem(n))))), tmp_path, images(2, normalised=True))
+    found, source = parameters(forward), {t.name: np.frombuffer(t.raw_data, np.float32) for t in n.tensors}
+    np.testing.assert_array_equal(found["centre.running_mean"], source["mean"])
+    np.testing.assert_allclose(found["centre.running_var"] + 1e-5, source["std"] ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["centre.weight"], source["gamma"])
+    np.testing.assert_array_equal(found["centre.bias"], source["beta"])
+
+
+def test_statistics_that_are_gone_are_marked(tmp_path: Path) -> None:
+    """Batch statistics would not keep this function; calibration finds them again."""
+    n = Net()
+    model = import_forward(save(n.model(head(n, shifted(n, scaled(n, stem(n))))), tmp_path), Config())
+    (state,) = (s for s in model.states.values() if s.kind == "running_mean" and s.layer == "scale")
+    assert state.info["calibrate"]
+    assert not state.frozen
+
+
+def test_normalisation_of_the_image_stays_what_it_is(tmp_path: Path) -> None:
+    n = Net()
+    x = n.node("Sub", "x", n.tensor("mean", [[[0.4]], [[0.5]], [[0.6]]]), name="normalise")
+    x = n.node("Div", x, n.tensor("std", 0.25))
+    x = n.relu(n.bn(n.conv(x, "conv", 3, WIDTH, strides=[2, 2]), "bn", WIDTH))
+    source = n.model(head(n, x))
+    forward = assert_same_function(source, tmp_path, images(4, normalised=True))
+    assert operators(forward)[0] == "BatchNormalization"
+    states = import_forward(save(source, tmp_path), Config()).states.values()
+    assert {s.kind for s in states if s.frozen} == {"gamma", "beta", "running_mean", "running_var"}
+    assert {s.layer for s in states if s.frozen} == {"normalise"}
+
+
+def test_a_bias_that_two_layers_share_stays_each_one_s_own(tmp_path: Path) -> None:
+    """Sharing would make one of them train the other."""
+    n = Net()
+    x = n.node("Add", n.conv(stem(n), "second", WIDTH, WIDTH), n.uniform("b", -1, 1, *C), name="first_shift")
+    x = n.node("Add", n.conv(n.relu(x), "third", WIDTH, WIDTH), "b", name="second_shift")
+    forward = assert_same_function(n.model(head(n, x)), tmp_path, images(2, normalised=True))
+    assert sum(name.endswith("bias") for name in parameters(forward)) == 1 + 1 + 2  # bn, fc, and the two
+
+
+def test_gemm_alone_keeps_its_classes(tmp_path: Path) -> None:
+    n = Net()
+    x = n.node("Flatten", n.node("GlobalAveragePool", stem(n)))
+    y = n.node("Add", n.gemm(x, WIDTH, CLASSES), n.uniform("more", -1, 1, 1, CLASSES))
+    forward = assert_same_function(n.model(y), tmp_path, images(2, normalised=True))
+    assert operators(forward) == [*STEM, *HEAD]
