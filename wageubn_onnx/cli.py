@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wageubn_onnx.config import Config
+from wageubn_onnx.config import LAYOUTS, PRESETS, Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import NAMES, load_profile
 
@@ -128,9 +128,29 @@ def cli() -> None:
 @click.argument("model", type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, metavar="DIR", help="The folder to write.")
 @click.option("--batch", default=Config.batch, show_default=True, help="Images a training step takes.")
-@click.option("--mean", type=_numbers(float), default=Config.mean, help="Per channel: x = (pixel * scale - mean) / std.")
-@click.option("--std", type=_numbers(float), default=Config.std, help="Per channel, see --mean.")
-@click.option("--scale", default=Config.scale, help="Factor of the pixels [default: 1/255].")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="unit",
+    show_default=True,
+    help="Scale, mean and std of a common recipe.",
+)
+@click.option("--mean", type=_numbers(float), help="Per channel: x = (pixel * scale - mean) / std, in place of the preset's.")
+@click.option("--std", type=_numbers(float), help="Per channel, see --mean.")
+@click.option("--scale", type=float, help="Factor of the pixels, see --mean.")
+@click.option(
+    "--image-size",
+    type=_numbers(int),
+    metavar="SIZE",
+    help="Rows,columns, or one number for both: for a source that leaves them open, or made for others.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default=Config.layout,
+    show_default=True,
+    help="Of the source's input. Images stay [N, C, H, W] for the graphs that are written.",
+)
 @click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats with its images.")
 @click.option("--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them.")
 @click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
@@ -145,14 +165,28 @@ def cli() -> None:
 )
 @json_option
 def convert(
-    model: Path, out: Path, calibrate: Path | None, calibrate_images: int, profile: str, as_json: bool, **options: Any
+    model: Path,
+    out: Path,
+    calibrate: Path | None,
+    calibrate_images: int,
+    profile: str,
+    preset: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    scale: float | None,
+    image_size: tuple[int, ...] | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Write every stage of MODEL, from its forward graph to the integer training step, to a folder."""
     from wageubn_onnx.pipeline import convert as run
     from wageubn_onnx.runtime.data import load_data, sample
 
     images = None if calibrate is None else sample(load_data(calibrate).x_train, calibrate_images)
-    config = Config(calibrate=images, profile=load_profile(profile), **options)
+    given = {"mean": mean, "std": std, "scale": scale}
+    pixels = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
+    size = image_size * 2 if image_size and len(image_size) == 1 else image_size
+    config = Config(calibrate=images, profile=load_profile(profile), image_size=size, **pixels, **options)
     with _working(f"converting {model}"), _reading(model):
         summary = run(model, config, out).summary()
     if as_json:

@@ -11,6 +11,12 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
 
 LAYOUTS = ("auto", "nchw", "nhwc")
+PRESETS: dict[str, dict[str, Any]] = {  # how common training recipes normalise pixels; `Config(**PRESETS["imagenet"])`
+    "unit": {"scale": 1 / 255, "mean": (0.0,), "std": (1.0,)},
+    "raw": {"scale": 1.0, "mean": (0.0,), "std": (1.0,)},
+    "imagenet": {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "cifar10": {"scale": 1 / 255, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Config:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     layout: str = "auto"
     calibrate: np.ndarray[Any, Any] | None = None
     expose_gradients: bool = False

@@ -180,6 +180,13 @@ def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file
     assert text.exit_code == 0
     assert "int_training" in text.stdout
     assert calls[1][1].mean == (0.0,)
+    options = ["--preset", "imagenet", "--std", "0.5", "--image-size", "64", "--layout", "nhwc"]
+    assert run("convert", "m.onnx", "-o", tmp_path / "o", *options).exit_code == 0
+    config = calls[2][1]
+    assert (config.mean, config.std, config.image_size, config.layout) == ((0.485, 0.456, 0.406), (0.5,), (64, 64), "nhwc")
+    assert run("convert", "m.onnx", "-o", tmp_path / "o", "--image-size", "32,48").exit_code == 0
+    assert calls[3][1].image_size == (32, 48)
+    refused("image size (1, 2, 3)", "convert", "m.onnx", "-o", tmp_path / "o", "--image-size", "1,2,3")
     refused("batch 0", "convert", "m.onnx", "-o", tmp_path / "o", "--batch", "0")
     refused("'a,b' is not a comma-separated list of numbers", "convert", "m.onnx", "-o", "o", "--mean", "a,b")
 
