@@ -1,4 +1,5 @@
-"""ResNets with BatchNormalization as FP32 ONNX files, random but reproducible, under PyTorch's names (He et al., 2016, v1).
+"""ResNets and ResNeXts with BatchNormalization as FP32 ONNX files, random but reproducible, under PyTorch's names
+(He et al., 2016, v1; Xie et al., 2017).
 
     stem -> stages of residual blocks, each `relu(shortcut(x) + branch(x))` -> global average -> dense layer
 
@@ -30,7 +31,8 @@ class Architecture:
 
     depths, widths: blocks and channels of each stage; every stage but the first halves the map. bottleneck: blocks of
     1x1, 3x3, 1x1 convolutions instead of two 3x3. large_stem: 7x7 at stride 2 and a pooling, instead of one 3x3.
-    image: [C, H, W].
+    groups: of a bottleneck's 3x3 convolution; width_per_group: its channels a group where the stage has 64, as torchvision
+    counts them: ResNeXt-50 32x4d has groups 32, width_per_group 4. image: [C, H, W].
     """
 
     depths: tuple[int, ...]
@@ -39,6 +41,12 @@ class Architecture:
     image: tuple[int, int, int]
     bottleneck: bool = False
     large_stem: bool = False
+    groups: int = 1
+    width_per_group: int = 64
+
+    def inner(self, width: int) -> int:
+        """Channels inside a bottleneck of a stage of ``width``."""
+        return width * self.width_per_group // 64 * self.groups
 
 
 def build(architecture: Architecture, seed: int = 0) -> onnx.ModelProto:
@@ -48,8 +56,11 @@ def build(architecture: Architecture, seed: int = 0) -> onnx.ModelProto:
     for stage, (depth, width) in enumerate(zip(architecture.depths, architecture.widths, strict=True)):
         for block in range(depth):
             stride = 2 if stage > 0 and block == 0 else 1
-            add_block = builder.bottleneck_block if architecture.bottleneck else builder.basic_block
-            x = add_block(x, f"layer{stage + 1}.{block}", width, stride)
+            name = f"layer{stage + 1}.{block}"
+            if architecture.bottleneck:
+                x = builder.bottleneck_block(x, name, width, stride, architecture.inner(width), architecture.groups)
+            else:
+                x = builder.basic_block(x, name, width, stride)
     builder.head(x, architecture.classes)
     return builder.model(architecture)
 
@@ -106,10 +117,10 @@ class _Builder:
         y = self.conv_bn(y, f"{name}.conv2", f"{name}.bn2", width, 3)
         return self.join(x, y, name, stride)
 
-    def bottleneck_block(self, x: str, name: str, width: int, stride: int) -> str:
-        y = self.conv_bn(x, f"{name}.conv1", f"{name}.bn1", width, 1)
+    def bottleneck_block(self, x: str, name: str, width: int, stride: int, inner: int, groups: int) -> str:
+        y = self.conv_bn(x, f"{name}.conv1", f"{name}.bn1", inner, 1)
         y = self.relu(y, f"{name}.relu1")
-        y = self.conv_bn(y, f"{name}.conv2", f"{name}.bn2", width, 3, stride)
+        y = self.conv_bn(y, f"{name}.conv2", f"{name}.bn2", inner, 3, stride, groups)
         y = self.relu(y, f"{name}.relu2")
         y = self.conv_bn(y, f"{name}.conv3", f"{name}.bn3", EXPANSION * width, 1)
         return self.join(x, y, name, stride)
@@ -130,10 +141,12 @@ class _Builder:
 
     # -- layers ---------------------------------------------------------------------------------------------------
 
-    def conv_bn(self, x: str, conv: str, bn: str, channels: int, kernel: int, stride: int = 1) -> str:
-        deviation = math.sqrt(2 / (channels * kernel**2))  # He et al. 2015, by fan-out
-        weight = self.parameter(f"{conv}.weight", self.normal((channels, self.channels[x], kernel, kernel), deviation))
-        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+    def conv_bn(self, x: str, conv: str, bn: str, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> str:
+        deviation = math.sqrt(2 * groups / (channels * kernel**2))  # He et al. 2015, by fan-out
+        weight = self.parameter(f"{conv}.weight", self.normal((channels, self.channels[x] // groups, kernel, kernel), deviation))
+        window: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+        if groups > 1:
+            window["group"] = groups
         y = self.node("Conv", [x, weight], conv, channels, **window)
         ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
         values = {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": ones}

@@ -1,4 +1,4 @@
-"""A float model's copy in float64, for onnx's reference evaluator (onnxruntime has no float64 Conv)."""
+"""A float model's copy in float64, for onnx's reference evaluator (onnxruntime has no float64 Conv), and that evaluator."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto as T
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops.op_conv_transpose import ConvTranspose as TheirConvTranspose
 
 from wageubn_onnx.quantizers import tables
 
@@ -61,7 +62,20 @@ def _set_value(node: onnx.NodeProto, value: np.ndarray[Any, Any]) -> None:
     node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(value)))
 
 
+class ConvTranspose(TheirConvTranspose):  # type: ignore[misc]
+    """Each group by itself: onnx 1.23 mixes up groups of more than one channel."""
+
+    def _run(self, x: Any, w: Any, group: int = 1, **attributes: Any) -> tuple[Any]:
+        pairs = zip(np.split(x, group, 1), np.split(w, group), strict=True)
+        return (np.concatenate([super(ConvTranspose, self)._run(*pair, group=1, **attributes)[0] for pair in pairs], 1),)
+
+
+def reference_evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    """onnx's reference evaluator, with the operator above."""
+    return ReferenceEvaluator(model, new_ops=[ConvTranspose])
+
+
 def run_reference(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Every output by name, by onnx's reference evaluator."""
-    evaluator = ReferenceEvaluator(model)
+    evaluator = reference_evaluator(model)
     return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))

@@ -2,7 +2,7 @@
 
 `tiny` holds every operator of the `forward` stage: Conv 3x3, 1x1, with stride 2, with dilation, with a bias before BN and with
 one that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3 with padding,
-AveragePool 2x2 and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm.
+AveragePool 2x2 and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm. `grouped` has Conv in groups.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Net:
 
     def conv(self, x: str, name: str, i: int, o: int, k: int = 3, bias: bool = False, **attrs: Any) -> str:
         attrs = {"kernel_shape": [k, k], "pads": [k // 2] * 4} | attrs
+        i //= attrs.get("group", 1)
         reach = (3.0 / (i * k * k)) ** 0.5  # keeps a unit variance
         operands = [x, self.uniform(f"{name}.weight", -reach, reach, o, i, k, k)]
         if bias:
@@ -125,6 +126,22 @@ def plain(seed: int = 0) -> onnx.ModelProto:
     return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 64, CLASSES))
 
 
+def grouped(seed: int = 0) -> onnx.ModelProto:
+    """A ResNeXt block with stride, one of a depthwise-separable pair with dilation, twice the channels and a bias that stays."""
+    n = Net(seed)
+    x = n.relu(n.bn(n.conv("x", "stem", 3, 8, strides=[2, 2]), "stem_bn", 8))  # 6x6
+    y = n.relu(n.bn(n.conv(x, "a1", 8, 8, k=1), "a1_bn", 8))
+    y = n.relu(n.bn(n.conv(y, "a2", 8, 8, group=4, strides=[2, 2], bias=True), "a2_bn", 8))  # 3x3
+    y = n.bn(n.conv(y, "a3", 8, 12, k=1), "a3_bn", 12)
+    short = n.bn(n.conv(x, "a_short", 8, 12, k=1, group=2, strides=[2, 2]), "a_short_bn", 12)
+    x = n.relu(n.node("Add", y, short, name="a_add"))
+    x = n.relu(n.bn(n.conv(x, "b1", 12, 12, group=12), "b1_bn", 12))
+    x = n.relu(n.bn(n.conv(x, "b2", 12, 8, k=1), "b2_bn", 8))
+    x = n.relu(n.conv(x, "c", 8, 16, group=8, pads=[2, 2, 2, 2], dilations=[2, 2], bias=True))
+    x = n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten")
+    return with_own_statistics(n.model(n.gemm(x, 16, CLASSES)), seed)
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}
@@ -139,7 +156,7 @@ def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
     return model
 
 
-TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain}
+TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain, "grouped": grouped}
 
 
 def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx.reference import ReferenceEvaluator
 
-from float64 import float64_copy, run_reference
-from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, images, labels, ort_session, run_ort, tiny
+from float64 import float64_copy, reference_evaluator, run_reference
+from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, grouped, images, labels, ort_session, run_ort, tiny
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
+from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.runtime.session import TrainingSession
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ def onnxruntime_runner(model: onnx.ModelProto, **options: Any) -> Any:
 
 
 def reference_runner(model: onnx.ModelProto) -> Any:
-    evaluator = ReferenceEvaluator(model)
+    evaluator = reference_evaluator(model)
     return lambda values: dict(zip(evaluator.output_names, evaluator.run(None, values), strict=True))
 
 
@@ -223,9 +224,9 @@ class Twins:
         return state
 
 
-def converted(folder: Path, seed: int, **options: Any) -> Twins:
-    onnx.save(tiny(seed), folder / "tiny.onnx")
-    return Twins.of(convert(folder / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, **options)))
+def converted(folder: Path, seed: int, build: Callable[[int], onnx.ModelProto] = tiny, **options: Any) -> Twins:
+    onnx.save(build(seed), folder / "net.onnx")
+    return Twins.of(convert(folder / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, **options)))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +288,27 @@ def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path:
         wrong, found = twins.compare(feeds(count, lr, dr), state)
         assert wrong == []
         state = {key: found[f"{key}.next"] for key in state}
+
+
+@pytest.mark.parametrize("profile", ["full8", "sq8", "fast"])
+def test_grouped_convolutions_are_as_exact(profile: str, tmp_path: Path) -> None:
+    """Two steps against float64, one from the corners of the ranges, one on onnx's evaluator; on one batch the loss falls."""
+    twins = converted(tmp_path, 0, grouped, profile=load_profile(profile))
+    model, state = twins.artifacts.files["int_training"], twins.artifacts.state
+    assert audit_model(model).ok
+    for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):
+        wrong, found = twins.compare(feeds(count, lr, dr), state)
+        assert wrong == []
+        state = {key: found[f"{key}.next"] for key in state}
+    assert twins.compare(feeds(2, 2047, 2), twins.drawn("corners"))[0] == []
+    run = onnxruntime_runner(model)
+    assert differing(reference_runner(model)(feeds(2) | state), run(feeds(2) | state)) == []
+    losses, state = [], twins.artifacts.state
+    for _ in range(6):
+        found = run(feeds() | state)
+        losses.append(int(found["loss"]))
+        state = {key: found[f"{key}.next"] for key in state}
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("how", ["least", "greatest", "corners", "uniform", "magnitudes"])

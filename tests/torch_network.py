@@ -79,7 +79,7 @@ def _average_pool(attrs: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 OPERATORS = {
-    "Conv": lambda a, x, w, *b: F.conv2d(_padded(a, x), w, *b, stride=a["strides"], dilation=a["dilations"]),
+    "Conv": lambda a, x, w, *b: F.conv2d(_padded(a, x), w, *b, stride=a["strides"], dilation=a["dilations"], groups=a["group"]),
     "Gemm": lambda a, x, w, *b: F.linear(x, w, *b),
     "Relu": lambda a, x: torch.relu(x),
     "Add": lambda a, x, y: x + y,

@@ -92,7 +92,7 @@ def _conv_transpose(inputs: Inputs, attrs: Attrs) -> TensorType:
         (x.shape[2 + a] - 1) * strides[a] + extra[a] + dilations[a] * (w.shape[2 + a] - 1) + 1 - pads[a] - pads[a + 2]
         for a in range(2)
     ]
-    return TensorType(x.dtype, [x.shape[0], w.shape[1], *spatial])
+    return TensorType(x.dtype, [x.shape[0], w.shape[1] * attrs["group"], *spatial])
 
 
 def _pool(inputs: Inputs, attrs: Attrs) -> TensorType:

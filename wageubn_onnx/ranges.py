@@ -107,12 +107,14 @@ def _moments(mean: Array, deviation: Array) -> Moments:
 
 
 def _product(inputs: list[Moments], parameters: list[Array]) -> Moments:
-    """Independent inputs: the mean is w.mean, the variance w^2.variance."""
+    """Independent inputs: the mean is w.mean, the variance w^2.variance, over the inputs of an output's group."""
     (x,), (w, *bias) = inputs, parameters
-    w = w.reshape(w.shape[0], w.shape[1], -1) if w.ndim == 4 else w[:, :, None]
-    repeat = w.shape[1] // len(x.mean)  # a flattened map repeats each channel
-    mean = np.einsum("oik,i->o", w, np.repeat(x.mean, repeat)) + (bias[0] if bias else 0.0)
-    variance = np.einsum("oik,i->o", w**2, np.repeat(x.deviation, repeat) ** 2)
+    repeat = max(w.shape[1] // len(x.mean), 1)  # a flattened map repeats each channel
+    groups = repeat * len(x.mean) // w.shape[1]
+    w = w.reshape(groups, len(w) // groups, w.shape[1], -1)  # [G, O/G, I/G, KH*KW]
+    means, deviations = (np.repeat(v, repeat).reshape(groups, -1) for v in (x.mean, x.deviation))
+    mean = np.einsum("goik,gi->go", w, means).ravel() + (bias[0] if bias else 0.0)
+    variance = np.einsum("goik,gi->go", w**2, deviations**2).ravel()
     return _moments(mean, np.sqrt(variance))
 
 

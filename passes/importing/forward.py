@@ -110,11 +110,14 @@ class _Forward:
 
     def conv(self, node: gs.Node) -> Tensor:
         x, weight = self.operand(node.inputs[0], node), node.inputs[1]
-        if node.attrs.get("group", 1) != 1:
-            raise UnsupportedOperator(f"node {node.name!r}: grouped Conv (group={node.attrs['group']}) has no rule")
-        w = self.parameter(weight, "W", node)
+        w, group = self.parameter(weight, "W", node), int(node.attrs.get("group", 1))
+        if group < 1 or x.shape[1] != group * w.shape[1] or w.shape[0] % group:
+            raise WageubnError(
+                f"node {node.name!r}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups; "
+                f"a group takes {x.shape[1]}/{group} of the channels and makes {w.shape[0]}/{group}; correct the export"
+            )
         attrs = _window_attributes(node, x, w.shape[2:])
-        y = self.model.op("Conv", x, w, name="conv", role="C", group=1, **attrs)
+        y = self.model.op("Conv", x, w, name="conv", role="C", group=group, **attrs)
         if len(node.inputs) < 3 or node.inputs[2].is_empty():
             return y
         users = node.outputs[0].outputs

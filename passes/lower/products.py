@@ -30,13 +30,14 @@ def conv(lower: Lowering, node: gs.Node) -> Value:
 def _convolve(
     lower: Lowering, node: gs.Node, x: Fixed, w: Fixed, pads: list[int], strides: list[int], dilations: list[int]
 ) -> Fixed:
+    """x [N, I, H, W] by w [O, I/G, KH, KW] in the groups of ``node``."""
     (xu, x_zero), (wu, w_zero) = lower.unsigned(x), lower.unsigned(w)
     bound = math.prod(w.tensor.shape[1:]) * x.bound * w.bound
     lower.checked(bound, 2**SHIFT_LIMIT, node)
     kernel = list(w.tensor.shape[2:])
     tensor = lower.g.op(
         "ConvInteger", xu, wu, x_zero, w_zero, name="product",
-        pads=pads, strides=strides, dilations=dilations, kernel_shape=kernel, group=1,
+        pads=pads, strides=strides, dilations=dilations, kernel_shape=kernel, group=node.attrs["group"],
     )  # fmt: skip
     return Fixed(tensor, x.exponent + w.exponent, -bound, bound)
 
@@ -46,7 +47,7 @@ def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
     error, weight = lower.value(node.inputs[0]), lower.fixed(lower.value(node.inputs[1]), node)
     g, size = lower.g, node.outputs[0].shape[2:]
     strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
-    turned = _turned(lower, weight)
+    turned = _turned(lower, weight, node.attrs["group"])
     kernel = weight.tensor.shape[2:]
 
     def product(e: Fixed, w: Fixed) -> Fixed:
@@ -63,14 +64,21 @@ def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
     return _bilinear(lower, node, error, turned, product)
 
 
-def _turned(lower: Lowering, w: Fixed) -> Fixed:
-    """[O, I, KH, KW] -> [I, O, KH, KW] with rows and columns reversed."""
+def _turned(lower: Lowering, w: Fixed, groups: int) -> Fixed:
+    """[O, I/G, KH, KW] -> [I, O/G, KH, KW], every group by itself, with rows and columns reversed."""
     g = lower.g
     tensor = w.tensor
     if tuple(tensor.shape[2:]) != (1, 1):
         last = -(2**62)
         tensor = g.op("Slice", tensor, g.ints(-1, -1), g.ints(last, last), g.ints(2, 3), g.ints(-1, -1), name="turned")
-    return Fixed(g.op("Transpose", tensor, name="turned", perm=[1, 0, 2, 3]), w.exponent, w.lo, w.hi)
+    if groups == 1:
+        tensor = g.op("Transpose", tensor, name="turned", perm=[1, 0, 2, 3])
+    else:
+        o, i, *kernel = tensor.shape
+        tensor = g.op("Reshape", tensor, g.ints(groups, o // groups, i, *kernel), name="turned")
+        tensor = g.op("Transpose", tensor, name="turned", perm=[0, 2, 1, 3, 4])
+        tensor = g.op("Reshape", tensor, g.ints(groups * i, o // groups, *kernel), name="turned")
+    return Fixed(tensor, w.exponent, w.lo, w.hi)
 
 
 def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Product) -> Value:
@@ -94,21 +102,21 @@ def matmul(lower: Lowering, node: gs.Node) -> Value:
 
 
 def _matmul(lower: Lowering, node: gs.Node, a: Fixed, b: Fixed) -> Fixed:
-    """One product, or the int64 sum of products over pieces of the inner axis, each short enough for int32."""
-    g = lower.g
+    """a [.., M, K] by b [.., K, N]: one product, or the int64 sum of products over pieces of K, each short enough for int32."""
+    g, rank = lower.g, len(a.tensor.shape)
     if a.tensor.dtype == np.uint8 and a.hi <= 127 and b.tensor.dtype == np.int8:
         (left, zero_left), (right, zero_right) = (a.tensor, g.scalar(0, np.uint8)), (b.tensor, g.scalar(0, np.int8))
     else:
         (left, zero_left), (right, zero_right) = lower.unsigned(a), lower.unsigned(b)
-    inner = a.tensor.shape[1]
+    inner = a.tensor.shape[-1]
     longest = (INT32_LIMIT - 1) // max(a.bound * b.bound, 1)
     bound = inner * a.bound * b.bound
 
     def piece(start: int, stop: int) -> Tensor:
         p, q = left, right
         if (start, stop) != (0, inner):
-            p = g.op("Slice", left, g.ints(start), g.ints(stop), g.ints(1), name="piece")
-            q = g.op("Slice", right, g.ints(start), g.ints(stop), g.ints(0), name="piece")
+            p = g.op("Slice", left, g.ints(start), g.ints(stop), g.ints(rank - 1), name="piece")
+            q = g.op("Slice", right, g.ints(start), g.ints(stop), g.ints(rank - 2), name="piece")
         return g.op("MatMulInteger", p, q, zero_left, zero_right, name="product")
 
     if inner <= longest:

@@ -67,8 +67,10 @@ def _first(g: Model, tensor: Tensor, form: Format) -> int:
 
 def _shorten(g: Model, config: Config, product: Tensor) -> None:
     """Drop the low bits of a data gradient whose sum of products may leave its bits; one with an operand in float has none."""
-    error, weight = source(product).inputs
-    layer, count = g.tag(product).layer, weight.shape[0] * math.prod(weight.shape[2:])
+    node = source(product)
+    error, weight = node.inputs
+    layer = g.tag(product).layer
+    count = weight.shape[0] // node.attrs.get("group", 1) * math.prod(weight.shape[2:])
     e2, w, form = (config.profile.format(path, layer) for path in ("E2", "W", "E.acc"))
     reach = FLAG_REACH if e2.function == "flag" else e2.greatest
     excess = (count * w.greatest * reach).bit_length() - (form.bits - 1)

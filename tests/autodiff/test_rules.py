@@ -15,9 +15,8 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from onnx.reference import ReferenceEvaluator
 
-from float64 import float64_copy
+from float64 import float64_copy, reference_evaluator, run_reference
 from networks import Array, relative, run_ort
 from wageubn_onnx.autodiff.rules import RULES
 from wageubn_onnx.graph import Model, to_proto
@@ -53,17 +52,18 @@ def pad_case(name: str, *amounts: int) -> Case:
 
 
 def conv_case(name: str, size: tuple[int, int], kernel: tuple[int, int], strides: int = 1, pads: Any = 0, dilations: int = 1,
-              bias: bool = False) -> Case:  # fmt: skip
+              bias: bool = False, channels: tuple[int, int] = (3, 4), group: int = 1) -> Case:  # fmt: skip
     top, left, bottom, right = [pads] * 4 if isinstance(pads, int) else pads
     attrs = {
         "kernel_shape": list(kernel), "strides": [strides] * 2, "pads": [top, left, bottom, right],
-        "dilations": [dilations] * 2, "group": 1,
+        "dilations": [dilations] * 2, "group": group,
     }  # fmt: skip
 
     def expected(x: torch.Tensor, w: torch.Tensor, *b: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), w, *b, stride=strides, dilation=dilations)
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), w, *b, stride=strides, dilation=dilations, groups=group)
 
-    return Case(name, ((2, 3, *size), (4, 3, *kernel), *([(4,)] if bias else [])), attrs, expected)
+    i, o = channels
+    return Case(name, ((2, i, *size), (o, i // group, *kernel), *([(o,)] if bias else [])), attrs, expected)
 
 
 def distinct(random: np.random.Generator, i: int, shape: tuple[int, ...]) -> Array:
@@ -134,6 +134,15 @@ CASES: dict[str, list[Case]] = {
         conv_case("dilation 2, stride 2", (8, 7), (3, 3), strides=2, pads=1, dilations=2),
         conv_case("padding wider than the kernel needs", (4, 4), (1, 1), pads=1),
         conv_case("bias", (4, 4), (3, 3), pads=1, bias=True),
+        conv_case("2 groups", (5, 4), (3, 3), pads=1, channels=(4, 6), group=2),
+        conv_case("2 groups, stride 2, dilation 2, asymmetric pads", (8, 7), (3, 2), strides=2, pads=(1, 0, 2, 1), dilations=2,
+                  channels=(6, 4), group=2),
+        conv_case("2 groups, 1x1 stride 2, bias", (5, 6), (1, 1), strides=2, bias=True, channels=(6, 4), group=2),
+        conv_case("depthwise", (5, 4), (3, 3), pads=1, channels=(4, 4), group=4),
+        conv_case("depthwise, stride 2", (6, 5), (3, 3), strides=2, pads=1, channels=(4, 4), group=4),
+        conv_case("depthwise, 2 outputs a channel", (5, 5), (3, 3), pads=1, channels=(3, 6), group=3),
+        conv_case("depthwise, 2 outputs a channel, stride 2, dilation 2, bias", (8, 7), (3, 3), strides=2, pads=2, dilations=2,
+                  bias=True, channels=(3, 6), group=3),
     ],
     "Gemm": [gemm_case("bias", True), gemm_case("no bias", False)],
     "BatchNormalization": [
@@ -219,9 +228,9 @@ def test_gradients_are_the_finite_differences(op: str, case: Case) -> None:
     model = differentiated(op, case)
     feeds = {name: value.astype(np.float64) for name, value in drawn(case, output_shape(model)).items()}
     wide = float64_copy(model)
-    exact = dict(zip([o.name for o in wide.graph.output], ReferenceEvaluator(wide).run(None, used(wide, feeds)), strict=True))
+    exact = run_reference(wide, used(wide, feeds))
     forward = only_y(wide)
-    evaluator = ReferenceEvaluator(forward)
+    evaluator = reference_evaluator(forward)
 
     def loss(changed: dict[str, Array]) -> float:
         return float((evaluator.run(None, used(forward, changed))[0] * feeds["dy"]).sum())

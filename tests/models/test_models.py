@@ -30,6 +30,7 @@ STATED_ACCURACY = 0.99  # of digits_resnet.onnx; one image is 0.0028
 NETWORKS = {
     "basic": Architecture((1, 2), (4, 8), 5, (3, 16, 16)),
     "bottleneck": Architecture((2, 1), (4, 8), 5, (3, 16, 16), bottleneck=True),
+    "groups": Architecture((2, 1), (16, 32), 5, (3, 16, 16), bottleneck=True, groups=4, width_per_group=16),
     "large_stem": Architecture((1, 1), (4, 8), 5, (1, 32, 32), large_stem=True),
 }
 
@@ -73,12 +74,16 @@ def test_equal_seeds_give_equal_bytes():
 
 
 @pytest.mark.parametrize(
-    ("depths", "bottleneck", "count"),
-    [((2, 2, 2, 2), False, 11_689_512), ((3, 4, 6, 3), True, 25_557_032)],  # torchvision's resnet18 and resnet50
-    ids=["resnet18", "resnet50"],
+    ("depths", "options", "count"),  # torchvision's
+    [
+        ((2, 2, 2, 2), {}, 11_689_512),
+        ((3, 4, 6, 3), {"bottleneck": True}, 25_557_032),
+        ((3, 4, 6, 3), {"bottleneck": True, "groups": 32, "width_per_group": 4}, 25_028_904),
+    ],
+    ids=["resnet18", "resnet50", "resnext50_32x4d"],
 )
-def test_parameters_are_pytorchs_in_number_and_name(depths, bottleneck, count):
-    model = build(Architecture(depths, (64, 128, 256, 512), 1000, (3, 32, 32), bottleneck, large_stem=True))
+def test_parameters_are_pytorchs_in_number_and_name(depths, options, count):
+    model = build(Architecture(depths, (64, 128, 256, 512), 1000, (3, 32, 32), **options, large_stem=True))
     trained = {name: tensor for name, tensor in parameters(model).items() if "running" not in name}
     assert sum(int(np.prod(tensor.dims)) for tensor in trained.values()) == count
     assert {"conv1.weight", "bn1.bias", "layer2.0.downsample.1.weight", "layer4.1.conv2.weight", "fc.bias"} <= set(trained)

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from networks import BATCH, CHANNELS, MEAN, SIZE, STD, TOPOLOGIES, images, labels, run_ort, tiny
+from networks import BATCH, CHANNELS, MEAN, SIZE, STD, TOPOLOGIES, images, labels, run_ort
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, UnsupportedOperator, WageubnError
@@ -119,11 +119,13 @@ def test_every_function_is_met(tmp_path: Path) -> None:
     assert {name.removesuffix("Stochastic") for name in called} == families - {"Limbs", "FollowExponent", "FollowExponents"}
 
 
-@pytest.mark.parametrize("profile", ["e16", "sq8s", "fast"])
-def test_a_profile_s_step_is_the_interpreter_s(profile: str, tmp_path: Path) -> None:
-    """Every output of a step of onnxruntime: limbs of 16 bits, errors rounded stochastically, delayed exponents."""
-    onnx.save(tiny(), tmp_path / "tiny.onnx")
-    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(profile)))
+@pytest.mark.parametrize(
+    ("profile", "topology"), [("e16", "tiny"), ("sq8s", "tiny"), ("fast", "tiny"), ("sq8", "grouped"), ("fast", "grouped")]
+)
+def test_a_profile_s_step_is_the_interpreter_s(profile: str, topology: str, tmp_path: Path) -> None:
+    """Every output of a step of onnxruntime: limbs of 16 bits, errors rounded stochastically, delayed exponents; groups."""
+    onnx.save(TOPOLOGIES[topology](), tmp_path / "net.onnx")
+    made = convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(profile)))
     model = made.files["int_training"]
     scalars = {"lr": 40, "gradient_range": 128, "seed": 3}
     values = {"images": images(), "labels": labels(), **{k: np.array(v, np.int32) for k, v in scalars.items()}} | made.state

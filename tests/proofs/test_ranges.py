@@ -237,9 +237,10 @@ def produced(inner: int) -> Model:
     return graph(nodes, {"a": u8(1, 255, 2, inner), "b": u8(1, 255, inner, 2)}, {"z": np.uint8(128)})
 
 
-def convolved(channels: int) -> Model:
-    nodes = [h.make_node("ConvInteger", ["a", "b"], ["y"], "planted", pads=[1, 1, 1, 1])]
-    return graph(nodes, {"a": u8(0, 255, 1, channels, 5, 5), "b": u8(0, 255, 4, channels, 3, 3)})
+def convolved(channels: int, groups: int = 1) -> Model:
+    """``channels``: of a group."""
+    nodes = [h.make_node("ConvInteger", ["a", "b"], ["y"], "planted", pads=[1, 1, 1, 1], group=groups)]
+    return graph(nodes, {"a": u8(0, 255, 1, groups * channels, 5, 5), "b": u8(0, 255, 4, channels, 3, 3)})
 
 
 def called(bound: int) -> Model:
@@ -311,6 +312,10 @@ BROKEN: dict[str, tuple[Model, Model, str, str]] = {  # proven, broken, where, w
     ),
     "convolution": (
         convolved(3669), convolved(3670), "node 'planted'",
+        "ConvInteger its accumulator of 33030 terms may reach 2147775750",
+    ),
+    "convolution in groups": (
+        convolved(3669, 4), convolved(3670, 4), "node 'planted'",
         "ConvInteger its accumulator of 33030 terms may reach 2147775750",
     ),
     "inexact without VNNI": (

@@ -23,9 +23,10 @@ Rule = Callable[[Model, dict[str, Any], list[Tensor]], tuple[Tensor, Pullback]]
 
 
 def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
-    """y[n,o] = sum_i x[n,i] * w[o,i] + b[o] (ONNX Conv, group 1)."""
+    """y[n,o] = sum_i x[n,i] * w[o,i] + b[o] (ONNX Conv); with G groups, i runs over the I/G input channels of o's group."""
     x, w, *bias = operands
     window = Window.of(attrs)
+    weight_gradient = _conv_weight_gradient if attrs["group"] == 1 else _grouped_weight_gradient
     product = g.op("Conv", x, w, name="conv", role="C" if not bias else "", **attrs)
     y = _add_bias(g, product, bias, "C")
 
@@ -36,10 +37,10 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
         ]
         extra = [x.shape[2 + a] + window.before[a] + window.after[a] - full[a] for a in range(2)]
         dx = g.op(
-            "ConvTranspose", dy, w, name="dx", role="E.acc", group=1, kernel_shape=list(window.kernel), output_padding=extra,
-            **{k: attrs[k] for k in ("strides", "pads", "dilations")},
+            "ConvTranspose", dy, w, name="dx", role="E.acc", group=attrs["group"], kernel_shape=list(window.kernel),
+            output_padding=extra, **{k: attrs[k] for k in ("strides", "pads", "dilations")},
         )  # fmt: skip
-        return [dx, _conv_weight_gradient(g, x, w, dy, window), *(_bias_gradient(g, dy) for _ in bias)]
+        return [dx, weight_gradient(g, x, w, dy, window), *(_bias_gradient(g, dy) for _ in bias)]
 
     return y, pullback
 
@@ -57,6 +58,26 @@ def _conv_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Wi
     dw = g.op("MatMul", columns, errors, name="dw_columns")  # [KH*KW*I, O]
     dw = g.op("Reshape", dw, g.ints(kh, kw, i, o), name="dw_columns")
     return g.op("Transpose", dw, name="dw", perm=[3, 2, 0, 1])
+
+
+def _grouped_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Window) -> Tensor:
+    """The same with a product a group, in one batch: [G, KH*KW*I/G, N*OH*OW] by [G, N*OH*OW, O/G]."""
+    o, i, kh, kw = w.shape  # i: of one group
+    n, channels, h, width = x.shape
+    oh, ow = dy.shape[2:]
+    groups = channels // i
+    by_group = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])
+    by_group = g.op("Reshape", by_group, g.ints(groups, i * n, h, width), name="x_t")
+    taps = tap_slices(g, by_group, window, (oh, ow))
+    columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]  # [G, KH*KW*I/G*N, OH, OW]
+    columns = g.op("Reshape", columns, g.ints(groups, kh * kw * i, n * oh * ow), name="columns")
+    errors = g.op("Reshape", dy, g.ints(n, groups, o // groups, oh * ow), name="dy_t")
+    errors = g.op("Transpose", errors, name="dy_t", perm=[1, 0, 3, 2])
+    errors = g.op("Reshape", errors, g.ints(groups, n * oh * ow, o // groups), name="dy_t")
+    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [G, KH*KW*I/G, O/G]
+    dw = g.op("Reshape", dw, g.ints(groups, kh, kw, i, o // groups), name="dw_columns")
+    dw = g.op("Transpose", dw, name="dw_t", perm=[0, 4, 3, 1, 2])
+    return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")
 
 
 def gemm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:

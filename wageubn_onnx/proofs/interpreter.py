@@ -134,10 +134,12 @@ def _centred(x: list[Array]) -> tuple[Array, Array]:
 
 
 def _conv_integer(x: list[Array], attrs: Attrs) -> list[Any]:
-    """[N, C, H, W] and [O, C, KH, KW] -> [N, O, OH, OW]; the padding is the zero point."""
+    """[N, C, H, W] and [O, C/G, KH, KW] -> [N, O, OH, OW], each of G groups by itself; the padding is the zero point."""
     image, kernel = _centred(x)
     windows = _windows(image, attrs | {"kernel_shape": kernel.shape[2:]}, 0)
-    return [np.tensordot(windows, kernel, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)]
+    groups = attrs.get("group", 1)
+    pairs = zip(np.split(windows, groups, 1), np.split(kernel, groups), strict=True)
+    return [np.concatenate([np.tensordot(x, w, ((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2) for x, w in pairs], 1)]
 
 
 def _matmul_integer(x: list[Array], attrs: Attrs) -> list[Any]:

@@ -368,6 +368,7 @@ def _arg_max(walk: Walk, op: Op, x: Operands) -> Bound:
 
 
 def _convolution(walk: Walk, op: Op, x: Operands) -> Bound:
+    """Of the weights [O, C/G, KH, KW], an output sees those of one channel: its group's inputs only."""
     return _product(x, walk.shape(op.inputs[1])[1:])
 
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 from sources import MAP, WIDTH, assert_same_function, head, imported, kinds, save, stem
 
+import networks
 from networks import CLASSES, MEAN, STD, Net, images, run_ort, tiny, to_float
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
@@ -19,9 +20,10 @@ from wageubn_onnx.graph import node_tag
 from wageubn_onnx.pipeline import convert
 
 
+@pytest.mark.parametrize("build", [tiny, networks.grouped])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_tiny_network(seed: int, tmp_path: Path) -> None:
-    source = tiny(seed)
+def test_a_whole_network(seed: int, build: Callable[[int], onnx.ModelProto], tmp_path: Path) -> None:
+    source = build(seed)
     forward = assert_same_function(source, tmp_path, images(6, seed, normalised=True))
     assert sorted(kinds(forward)) == sorted(kinds(source))
 
@@ -107,8 +109,8 @@ def negative_variance(n: Net) -> str:
     return logits
 
 
-def grouped(n: Net, x: str) -> str:
-    return n.node("Conv", x, n.uniform("depth", -1, 1, WIDTH, 1, 3, 3), name="depthwise", group=WIDTH, pads=[1] * 4)
+def grouped(group: int, *weights: int) -> Callable[[Net], str]:
+    return network(lambda n, x: n.node("Conv", x, n.uniform("depth", -1, 1, *weights), name="depthwise", group=group))
 
 
 def computed_weight(n: Net, x: str) -> str:
@@ -130,7 +132,12 @@ REFUSALS: dict[str, tuple[Callable[[Net], str], tuple[str, ...]]] = {
         lambda n: head(n, n.relu(n.conv("x", "folded", 3, WIDTH, bias=True))),
         ("no BatchNormalization left", "'folded'", "export again"),
     ),
-    "a grouped convolution": (network(grouped), ("'depthwise'", "grouped Conv (group=4)")),
+    "groups of another size": (
+        grouped(WIDTH, WIDTH, 2, 3, 3), ("'depthwise'", "Conv of 4 channels with weights [4, 2, 3, 3] in 4 groups")
+    ),
+    "groups that share an output": (
+        grouped(2, 5, 2, 3, 3), ("'depthwise'", "Conv of 4 channels with weights [5, 2, 3, 3] in 2 groups")
+    ),
     "a shared weight": (shared_weight, ("'second'", "'twice.weight'", "shared with another node")),
     "a computed weight": (network(computed_weight), ("'dynamic'", "is computed, not stored")),
     "a negative variance": (negative_variance, ("'bn'", "'bn.running_var'", "negative")),

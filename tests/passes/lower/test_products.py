@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,18 @@ GEOMETRIES = {
     "rows never seen": ((2, 2), (3, 3), (1, 1), (0, 0, 0, 0), (7, 7)),
 }
 GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES)
+GROUPS = {"2 groups": (2, 4, 6), "depthwise": (4, 4, 4), "depthwise, 2 outputs a channel": (3, 3, 6)}  # groups, inputs, outputs
+GROUPED = pytest.mark.parametrize("groups", GROUPS)
 
 
-def attributes(geometry: str) -> dict[str, Any]:
+def attributes(geometry: str, group: int = 1) -> dict[str, Any]:
     kernel, strides, dilations, pads, _ = GEOMETRIES[geometry]
     return {
         "kernel_shape": list(kernel),
         "strides": list(strides),
         "dilations": list(dilations),
         "pads": list(pads),
-        "group": 1,
+        "group": group,
     }
 
 
@@ -85,12 +88,18 @@ def data_gradient(e: Array, w: Array, geometry: str) -> Array:
     return dx
 
 
-def transposed_attributes(geometry: str) -> dict[str, Any]:
+def by_group(operation: Callable[[Array, Array, str], Array], x: Array, w: Array, geometry: str, group: int) -> Array:
+    """``operation`` on each group's channels of x, axis 1, and outputs of w, axis 0."""
+    parts = zip(np.split(x, group, 1), np.split(w, group), strict=True)
+    return np.concatenate([operation(*part, geometry) for part in parts], 1)
+
+
+def transposed_attributes(geometry: str, group: int = 1) -> dict[str, Any]:
     """As the gradient rule of Conv writes them."""
     kernel, strides, dilations, pads, _ = GEOMETRIES[geometry]
     image, out = sizes(geometry)
     full = [(out[a] - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1 for a in range(2)]
-    return attributes(geometry) | {"output_padding": [image[a] + pads[a] + pads[a + 2] - full[a] for a in range(2)]}
+    return attributes(geometry, group) | {"output_padding": [image[a] + pads[a] + pads[a + 2] - full[a] for a in range(2)]}
 
 
 # -- Conv -----------------------------------------------------------------------------------------------------------------
@@ -107,6 +116,21 @@ def test_conv(geometry: str) -> None:
     feeds = case.random(1)
     (y,) = case.check(feeds)
     np.testing.assert_array_equal(np.ldexp(y, 11), convolution(feeds["x"], feeds["w"], geometry))
+
+
+@GROUPED
+@GEOMETRY
+def test_conv_in_groups(geometry: str, groups: str) -> None:
+    (kernel, *_, image), (group, i, o) = GEOMETRIES[geometry], GROUPS[groups]
+    case = Lowered(
+        lambda g, x, w: g.op("Conv", x, w, **attributes(geometry, group)),
+        x=Format((2, i, *image), *UNSIGNED),
+        w=Format((o, i // group, *kernel)),
+    )
+    feeds = case.random(1)
+    (y,) = case.check(feeds)
+    np.testing.assert_array_equal(np.ldexp(y, 14), by_group(convolution, feeds["x"], feeds["w"], geometry, group))
+    case.check(case.extreme(True))
 
 
 @pytest.mark.parametrize("x_range", [SIGNED, UNSIGNED, FULL_SIGNED, FULL_UNSIGNED])
@@ -134,16 +158,16 @@ def test_conv_of_a_wide_activation() -> None:
 # -- ConvTranspose --------------------------------------------------------------------------------------------------------
 
 
-def transposed(geometry: str, quantize: bool) -> Lowered:
+def transposed(geometry: str, quantize: bool, groups: tuple[int, int, int] = (1, 3, 4)) -> Lowered:
     """The data gradient of an error, flag-quantized or 8 bits wide."""
-    kernel, (_, out) = GEOMETRIES[geometry][0], sizes(geometry)
+    kernel, (_, out), (group, i, o) = GEOMETRIES[geometry][0], sizes(geometry), groups
 
     def build(g: Model, e: Tensor, w: Tensor) -> Tensor:
         error = floating.flag(g, e, "E2", Bits(8))[0] if quantize else e
-        return g.op("ConvTranspose", error, w, **transposed_attributes(geometry))
+        return g.op("ConvTranspose", error, w, **transposed_attributes(geometry, group))
 
     limit = 2**20 if quantize else 127
-    return Lowered(build, e=Format((2, 4, *out), -limit, limit, -20), w=Format((4, 3, *kernel)))
+    return Lowered(build, e=Format((2, o, *out), -limit, limit, -20), w=Format((o, i // group, *kernel)))
 
 
 @GEOMETRY
@@ -152,6 +176,18 @@ def test_conv_transpose(geometry: str) -> None:
     feeds = case.random(4)
     (dx,) = case.check(feeds)
     np.testing.assert_array_equal(np.ldexp(dx, 27), data_gradient(feeds["e"], feeds["w"], geometry))
+
+
+@GROUPED
+@GEOMETRY
+def test_conv_transpose_in_groups(geometry: str, groups: str) -> None:
+    """The bound counts the terms of one group."""
+    group, _, o = GROUPS[groups]
+    case = transposed(geometry, False, GROUPS[groups])
+    feeds = case.random(4)
+    (dx,) = case.check(feeds)
+    np.testing.assert_array_equal(np.ldexp(dx, 27), by_group(data_gradient, feeds["e"], feeds["w"], geometry, group))
+    assert case.fixed().bound == o // group * np.prod(GEOMETRIES[geometry][0]) * 127 * 127
 
 
 @GEOMETRY
@@ -202,6 +238,18 @@ def test_only_a_small_unsigned_operand_meets_int8() -> None:
         case = Lowered(lambda g, a, b: g.op("MatMul", a, b), a=Format((2, 3), 0, hi), b=Format((3, 2)))
         (product,) = (n for n in case.lowering.g.graph.nodes if n.op == "MatMulInteger")
         assert product.inputs[1].dtype == dtype
+
+
+@pytest.mark.parametrize("a_range", [SIGNED, UNSIGNED])
+@pytest.mark.parametrize("longest", [3, 37])
+def test_matmul_of_a_batch(monkeypatch: pytest.MonkeyPatch, longest: int, a_range: tuple[int, int]) -> None:
+    """A product a group, whole or in pieces of the inner axis."""
+    monkeypatch.setattr(products, "INT32_LIMIT", longest * 127 * 127 + 1)
+    case = Lowered(lambda g, a, b: g.op("MatMul", a, b), a=Format((3, 5, 37), *a_range), b=Format((3, 37, 2)))
+    assert sum(n.op == "MatMulInteger" for n in case.lowering.g.graph.nodes) == -(-37 // longest)
+    for feeds in (case.random(8), case.extreme(True), case.extreme(False)):
+        (y,) = case.check(feeds)
+        np.testing.assert_array_equal(np.ldexp(y, 14), feeds["a"] @ feeds["b"])
 
 
 @pytest.mark.parametrize("flagged", ["a", "b"])
