@@ -10,6 +10,9 @@ from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
 
+WIDE = ("Add", "Sub", "ReduceSum")  # what may read a convolution beside the product that it feeds: a residual sum, a BN
+
+
 def quantize_activations(g: Model, config: Config) -> None:
     """Insert after every tensor of role A, after sums that stay a stream, and before products still unquantized.
 
@@ -32,10 +35,11 @@ def quantize_activations(g: Model, config: Config) -> None:
             insert(g, tensor, floating.direct, "S", form(tensor, "S"), static_exponent(g, tensor, form(tensor, "S")))
             if not form(tensor, "S").is_float:
                 expect_also(g, tensor, "S")
-    for tensor in g.by_role("Y", "sum", "S"):
+    for tensor in g.by_role("Y", "sum", "S", "C"):
         products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
         if products and not _is_narrow(tensor, bits):
-            insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)))
+            wide = [u for u in tensor.outputs if u.op in WIDE] if g.tag(tensor).role == "C" else []
+            insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)), keep=wide)
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:
