@@ -62,7 +62,7 @@ def _set_value(node: onnx.NodeProto, value: np.ndarray[Any, Any]) -> None:
     node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(value)))
 
 
-class ConvTranspose(TheirConvTranspose):  # type: ignore[misc]
+class ConvTranspose(TheirConvTranspose):
     """Each group by itself: onnx 1.23 mixes up groups of more than one channel."""
 
     def _run(self, x: Any, w: Any, group: int = 1, **attributes: Any) -> tuple[Any]:

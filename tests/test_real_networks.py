@@ -121,14 +121,16 @@ def test_resnet18_at_224_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resnet50_at_224_never_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("groups", [{}, {"groups": 32, "width_per_group": 4}], ids=["resnet50", "resnext50_32x4d"])
+def test_50_layers_at_224_never_overflow(groups: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch 64: every tensor of both stages is proven, and run-time exponents stay inside their guard at any depth."""
     monkeypatch.syspath_prepend(str(ROOT / "models"))
     from resnet import Architecture, build
 
-    architecture = Architecture((3, 4, 6, 3), (64, 128, 256, 512), 1000, (3, 224, 224), bottleneck=True, large_stem=True)
-    onnx.save(build(architecture), tmp_path / "resnet50.onnx")
-    artifacts = convert(tmp_path / "resnet50.onnx", Config(batch=64))
+    widths, image = (64, 128, 256, 512), (3, 224, 224)
+    architecture = Architecture((3, 4, 6, 3), widths, 1000, image, bottleneck=True, large_stem=True, **groups)
+    onnx.save(build(architecture), tmp_path / "net.onnx")
+    artifacts = convert(tmp_path / "net.onnx", Config(batch=64))
     for stage, least in (("int_training", 70_000), ("int_eval", 15_000)):
         proof = prove(artifacts.files[stage])
         assert proof.doubts == []

@@ -113,8 +113,8 @@ class _Forward:
         w, group = self.parameter(weight, "W", node), int(node.attrs.get("group", 1))
         if group < 1 or x.shape[1] != group * w.shape[1] or w.shape[0] % group:
             raise WageubnError(
-                f"node {node.name!r}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups; "
-                f"a group takes {x.shape[1]}/{group} of the channels and makes {w.shape[0]}/{group}; correct the export"
+                f"node {node.name!r}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups does not fit: "
+                "inputs and outputs must both be shared out evenly among the groups; correct the export"
             )
         attrs = _window_attributes(node, x, w.shape[2:])
         y = self.model.op("Conv", x, w, name="conv", role="C", group=group, **attrs)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from networks import BATCH, MEAN, STD, images, labels, relative, run_ort, tiny, to_float
+from networks import BATCH, MEAN, STD, grouped, images, labels, relative, run_ort, tiny, to_float
 from torch_network import OPERATORS, TorchNetwork
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.autodiff.reverse import backward, replay
@@ -97,6 +97,12 @@ def test_gradients_of_the_tiny_network(tiny_artifacts: Artifacts, seed: int) -> 
     artifacts = with_parameters(tiny_artifacts, seed) if seed else tiny_artifacts
     assert_gradients(artifacts, images(seed=seed, normalised=True), labels(seed=seed))
     assert_masks(artifacts, images(seed=seed, normalised=True), labels(seed=seed))
+
+
+def test_gradients_of_grouped_convolutions(tmp_path: Path) -> None:
+    onnx.save(grouped(), tmp_path / "grouped.onnx")
+    artifacts = convert(tmp_path / "grouped.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True))
+    assert_gradients(artifacts, images(normalised=True), labels())
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 1e-2), (0.5, 0.0)])
