@@ -16,10 +16,10 @@ class Config:
     """Options of `convert`.
 
     batch: images a training step takes. mean, std: per channel, ``x = (pixel * scale - mean) / std``; one value serves all
-    channels. calibrate: uint8 [n, C, H, W] images that refine the forward formats, or None. expose_gradients: add every
-    parameter's gradient to the outputs of both training steps. health: add counters of saturated and all-zero tensors to the
-    outputs of the integer step. momentum: of the FP32 step (the integer step's is the profile's). weight_decay: of both.
-    profile: the formats of every data path.
+    channels. calibrate: uint8 [n, C, H, W] images that refine the forward formats and recover folded BN, or None. keep_folded:
+    train convolutions whose BN was folded at export as they are. expose_gradients: add every parameter's gradient to the outputs
+    of both training steps. health: add counters of saturated and all-zero tensors to the outputs of the integer step. momentum:
+    of the FP32 step (the integer step's is the profile's). weight_decay: of both. profile: the formats of every data path.
     """
 
     batch: int = 32
@@ -27,6 +27,7 @@ class Config:
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
     calibrate: np.ndarray[Any, Any] | None = None
+    keep_folded: bool = False
     expose_gradients: bool = False
     health: bool = False
     momentum: float = 0.9

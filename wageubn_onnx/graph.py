@@ -53,6 +53,7 @@ class State:
     tensor: Tensor
     after: Tensor | None = None  # the step's output
     info: dict[str, Any] = field(default_factory=dict)  # format: exponent, least and greatest mantissa
+    frozen: bool = False  # not trained
 
 
 @dataclass

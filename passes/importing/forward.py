@@ -16,7 +16,7 @@ from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.infer import window
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.importing.read import read_source
+from wageubn_onnx.passes.importing.read import findings, read_source
 from wageubn_onnx.passes.importing.spelling import respell
 
 
@@ -25,25 +25,20 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
 
     Raises WageubnError for anything unsound or unsupported, naming file, node and operator.
     """
-    source = respell(read_source(path), config.batch)
+    read = read_source(path)
+    source = respell(read, config.batch)
     unknown = next((n for n in source.nodes if n.op not in BUILDERS or n.domain), None)
     if unknown is not None:
         raise UnsupportedOperator(
             f"node {unknown.name or unknown.outputs[0].name!r}: operator {unknown.op} has no rule; "
             f"supported: {', '.join(sorted(BUILDERS))}"
         )
-    _require_batch_norm(source, path)
-    return _Forward(source, Path(path).stem).build()
-
-
-def _require_batch_norm(source: gs.Graph, path: str | os.PathLike[str]) -> None:
-    convolutions = [n for n in source.nodes if n.op == "Conv"]
-    if convolutions and not any(n.op == "BatchNormalization" for n in source.nodes):
-        raise WageubnError(
-            f"{Path(path)}: no BatchNormalization left ({len(convolutions)} Conv, the first {convolutions[0].name!r}): it was "
-            "folded into the convolutions at export; export again with BN kept (PyTorch: training=TrainingMode.TRAINING, "
-            "do_constant_folding=False)"
-        )
+    model = _Forward(source, Path(path).absolute().stem).build()
+    for key in findings(read, "frozen"):
+        if key in model.states:  # a bias before BN is none
+            model.states[key].frozen = True
+    model.notes |= {"files": findings(read, "files") or [str(path)], "said": findings(read, "notes")}
+    return model
 
 
 class _Forward:
