@@ -12,7 +12,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from float64 import float64_copy, run_reference
-from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, images, labels, ort_session, run_ort, tiny
+from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, TOPOLOGIES, images, labels, ort_session, run_ort
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
@@ -223,9 +223,10 @@ class Twins:
         return state
 
 
-def converted(folder: Path, seed: int, **options: Any) -> Twins:
-    onnx.save(tiny(seed), folder / "tiny.onnx")
-    return Twins.of(convert(folder / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, **options)))
+def converted(folder: Path, seed: int, topology: str = "tiny", **options: Any) -> Twins:
+    onnx.save(TOPOLOGIES[topology](seed), folder / "net.onnx")
+    options = {"keep_folded": True} | options
+    return Twins.of(convert(folder / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, **options)))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +283,20 @@ def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path:
         (tmp_path / "own.toml").write_text(profile)
         name = str(tmp_path / "own.toml")
     twins = converted(tmp_path, 0, profile=load_profile(name))
+    state = twins.artifacts.state
+    for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):
+        wrong, found = twins.compare(feeds(count, lr, dr), state)
+        assert wrong == []
+        state = {key: found[f"{key}.next"] for key in state}
+
+
+@pytest.mark.parametrize("profile", ["full8", "fast"])
+@pytest.mark.parametrize("options", [{"keep_folded": True}, {"keep_folded": False, "calibrate": images(16, seed=9)}])
+def test_a_folded_network_s_integers_are_the_float64_values(profile: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Biases and no BN anywhere, and the same network with its BN recovered; two steps."""
+    twins = converted(tmp_path, 0, "folded", profile=load_profile(profile), **options)
+    kinds = {entry["kind"] for entry in twins.artifacts.manifest["tensors"].values() if "kind" in entry}
+    assert ("running_var" in kinds) is not options["keep_folded"]
     state = twins.artifacts.state
     for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):
         wrong, found = twins.compare(feeds(count, lr, dr), state)

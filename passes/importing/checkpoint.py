@@ -130,8 +130,7 @@ class _Fields:
         return self._table.Get(flags, self.start + offset) if offset else default
 
     def text(self, field: int) -> str:
-        offset = self._offset(field)
-        return str(self._table.String(self.start + offset), "utf-8") if offset else ""
+        return str(self.vector(field, kind.Uint8Flags).tobytes(), "utf-8")  # a string is a vector of bytes, whose end is checked
 
     def vector(self, field: int, flags: Any) -> Array:
         offset = self._offset(field)

@@ -47,7 +47,7 @@ def restore_batch_norm(g: Model, config: Config) -> None:
     if config.calibrate is None:
         names = ", ".join([*(repr(layer) for layer in layers[:SHOWN]), *(["..."] if len(layers) > SHOWN else [])])
         raise WageubnError(
-            f"BatchNormalization was folded at export, at {len(layers)} layers ({names}): pass --calibrate DATA to recover it "
+            f"BatchNormalization was folded at export ({len(layers)} layers: {names}); pass --calibrate DATA to recover it "
             "from images, or --keep-folded to train without it; or export again with BN kept (PyTorch: "
             "training=TrainingMode.TRAINING, do_constant_folding=False)"
         )
