@@ -142,6 +142,34 @@ def grouped(seed: int = 0) -> onnx.ModelProto:
     return with_own_statistics(n.model(n.gemm(x, 16, CLASSES)), seed)
 
 
+def folded(seed: int = 0) -> onnx.ModelProto:
+    """`tiny` as exporters leave it: every BN folded into its convolution, which has a bias instead."""
+    return fold(tiny(seed))
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every BN behind a convolution folded, in place: w' = w·s and b' = beta + (b - mean)·s, s = gamma / sqrt(var + eps)."""
+    graph = model.graph
+    values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    for bn in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        conv = makers[bn.input[0]]
+        gamma, beta, mean, variance = (values.pop(name) for name in bn.input[1:])
+        slope = gamma / np.sqrt(variance + next((a.f for a in bn.attribute if a.name == "epsilon"), 1e-5))
+        if len(conv.input) < 3:
+            conv.input.append(f"{conv.name}.bias")
+        values[conv.input[1]] = values[conv.input[1]] * slope.reshape(-1, 1, 1, 1)
+        values[conv.input[2]] = beta + (values.get(conv.input[2], 0.0) - mean) * slope
+        conv.output[0] = bn.output[0]
+        graph.node.remove(bn)
+    kept = {t.name: t.data_type for t in graph.initializer}
+    del graph.initializer[:]
+    for name, value in values.items():
+        dtype = h.tensor_dtype_to_np_dtype(kept.get(name, T.FLOAT))
+        graph.initializer.append(numpy_helper.from_array(value.astype(dtype), name))
+    return model
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}
@@ -156,7 +184,7 @@ def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
     return model
 
 
-TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain, "grouped": grouped}
+TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain, "grouped": grouped, "folded": folded}
 
 
 def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import onnx
 import pytest
 
 from float64 import float64_copy, reference_evaluator, run_reference
-from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, grouped, images, labels, ort_session, run_ort, tiny
+from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, TOPOLOGIES, images, labels, ort_session, run_ort
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
@@ -224,8 +223,9 @@ class Twins:
         return state
 
 
-def converted(folder: Path, seed: int, build: Callable[[int], onnx.ModelProto] = tiny, **options: Any) -> Twins:
-    onnx.save(build(seed), folder / "net.onnx")
+def converted(folder: Path, seed: int, topology: str = "tiny", **options: Any) -> Twins:
+    onnx.save(TOPOLOGIES[topology](seed), folder / "net.onnx")
+    options = {"keep_folded": True} | options
     return Twins.of(convert(folder / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, **options)))
 
 
@@ -290,10 +290,24 @@ def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path:
         state = {key: found[f"{key}.next"] for key in state}
 
 
+@pytest.mark.parametrize("profile", ["full8", "fast"])
+@pytest.mark.parametrize("options", [{"keep_folded": True}, {"keep_folded": False, "calibrate": images(16, seed=9)}])
+def test_a_folded_network_s_integers_are_the_float64_values(profile: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Biases and no BN anywhere, and the same network with its BN recovered; two steps."""
+    twins = converted(tmp_path, 0, "folded", profile=load_profile(profile), **options)
+    kinds = {entry["kind"] for entry in twins.artifacts.manifest["tensors"].values() if "kind" in entry}
+    assert ("running_var" in kinds) is not options["keep_folded"]
+    state = twins.artifacts.state
+    for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):
+        wrong, found = twins.compare(feeds(count, lr, dr), state)
+        assert wrong == []
+        state = {key: found[f"{key}.next"] for key in state}
+
+
 @pytest.mark.parametrize("profile", ["full8", "sq8", "fast"])
 def test_grouped_convolutions_are_as_exact(profile: str, tmp_path: Path) -> None:
     """Two steps against float64, one from the corners of the ranges, one on onnx's evaluator; on one batch the loss falls."""
-    twins = converted(tmp_path, 0, grouped, profile=load_profile(profile))
+    twins = converted(tmp_path, 0, "grouped", profile=load_profile(profile))
     model, state = twins.artifacts.files["int_training"], twins.artifacts.state
     assert audit_model(model).ok
     for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):

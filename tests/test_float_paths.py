@@ -28,7 +28,7 @@ Placed = set[tuple[str, str]]  # layer, role
 
 def converted(name: str, folder: Path, topology: str = "tiny", **options: Any) -> Artifacts:
     onnx.save(TOPOLOGIES[topology](), folder / "net.onnx")
-    config = Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name), **options)
+    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(name), **options)
     return convert(folder / "net.onnx", config, folder / "out")
 
 

@@ -34,7 +34,7 @@ def test_a_named_profile_has_every_path(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if load_profile(name).has_integers])
 def test_a_named_profile_passes_the_audit(name: str, tmp_path: Path) -> None:
     onnx.save(tiny(), tmp_path / "tiny.onnx")
-    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name)))
+    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(name)))
     for stage in ("int_training", "int_eval"):
         assert audit_model(made.files[stage]).findings == []
 
@@ -149,7 +149,8 @@ bits = 5
 fraction = 4
 """
     onnx.save(tiny(), tmp_path / "tiny.onnx")
-    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(own(tmp_path, text))))
+    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(own(tmp_path, text)))
+    made = convert(tmp_path / "tiny.onnx", config)
     entries = made.manifest["quantizers"]
     assert made.manifest["profile"] == "own"
     assert made.manifest["formats"]["A"] == asdict(Format(7, least=-64))
@@ -163,7 +164,7 @@ fraction = 4
 
 def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(tiny(), tmp_path / "tiny.onnx")
-    arguments = ["convert", str(tmp_path / "tiny.onnx"), "-o", str(tmp_path / "out"), "--batch", "2", "--profile"]
+    arguments = ["convert", str(tmp_path / "tiny.onnx"), "-o", str(tmp_path / "out"), "--keep-folded", "--profile"]
     with pytest.raises(SystemExit) as done:
         cli.main([*arguments, own(tmp_path, 'extends = "sq8"')])
     assert done.value.code == 0

@@ -34,6 +34,11 @@ class Artifacts:
     state: dict[str, np.ndarray[Any, Any]]
     manifest: dict[str, Any]
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user, one each: what of the source is not kept, and how close the rest comes."""
+        return list(self.manifest["notes"])
+
     def summary(self) -> list[tuple[str, int, int, int]]:
         """Rows of (stage, nodes, quantize nodes, bytes)."""
         return [

@@ -151,8 +151,9 @@ def cli() -> None:
     show_default=True,
     help="Of the source's input. Images stay [N, C, H, W] for the graphs that are written.",
 )
-@click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats with its images.")
+@click.option("--calibrate", type=PATH, metavar="DATA", help="Refine formats, and recover folded BN, with its images.")
 @click.option("--calibrate-images", default=256, show_default=True, type=click.IntRange(min=1), help="How many of them.")
+@click.option("--keep-folded", is_flag=True, help="Train convolutions whose BN was folded at export without BN.")
 @click.option("--expose-gradients", is_flag=True, help="Add every parameter's gradient to the steps' outputs.")
 @click.option("--health", is_flag=True, help="Count saturated and all-zero tensors in every integer step.")
 @click.option("--weight-decay", default=Config.weight_decay, show_default=True, help="Of both steps.")
@@ -178,7 +179,10 @@ def convert(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write every stage of MODEL, from its forward graph to the integer training step, to a folder."""
+    """Write every stage of MODEL, from its forward graph to the integer training step, to a folder.
+
+    MODEL is an ONNX file, or a folder of onnxruntime-training's artifacts with its checkpoint.
+    """
     from wageubn_onnx.pipeline import convert as run
     from wageubn_onnx.runtime.data import load_data, sample
 
@@ -188,11 +192,14 @@ def convert(
     size = image_size * 2 if image_size and len(image_size) == 1 else image_size
     config = Config(calibrate=images, profile=load_profile(profile), image_size=size, **pixels, **options)
     with _working(f"converting {model}"), _reading(model):
-        summary = run(model, config, out).summary()
+        artifacts = run(model, config, out)
+    summary = artifacts.summary()
     if as_json:
         stages = [dict(zip(("stage", "nodes", "quantizers", "bytes"), row, strict=True)) for row in summary]
-        _print_json({"out": str(out), "stages": stages})
+        _print_json({"out": str(out), "stages": stages, "notes": artifacts.notes})
     else:
+        for note in artifacts.notes:
+            click.echo("note: " + " ".join(note.split()), err=True)
         rows = [[stage, str(nodes), str(quantizers), f"{size:,}"] for stage, nodes, quantizers, size in summary]
         _print_table(f"{model} -> {out}", ["stage", "nodes", "quantizers", "bytes"], rows)
 

@@ -25,10 +25,11 @@ class Config:
 
     batch: images a training step takes. mean, std: per channel, ``x = (pixel * scale - mean) / std``; one value serves all
     channels. image_size: rows and columns, for a source that leaves them open. layout: of the source's input, nchw, nhwc or
-    auto (by which dimension is a number of colours). calibrate: uint8 [n, C, H, W] images that refine the forward formats, or
-    None. expose_gradients: add every parameter's gradient to the outputs of both training steps. health: add counters of
-    saturated and all-zero tensors to the outputs of the integer step. momentum: of the FP32 step (the integer step's is the
-    profile's). weight_decay: of both. profile: the formats of every data path.
+    auto (by which dimension is a number of colours). calibrate: uint8 [n, C, H, W] images that refine the forward formats and
+    recover folded BN, or None. keep_folded: train convolutions whose BN was folded at export as they are. expose_gradients: add
+    every parameter's gradient to the outputs of both training steps. health: add counters of saturated and all-zero tensors to
+    the outputs of the integer step. momentum: of the FP32 step (the integer step's is the profile's). weight_decay: of both.
+    profile: the formats of every data path.
     """
 
     batch: int = 32
@@ -38,6 +39,7 @@ class Config:
     image_size: tuple[int, ...] | None = None
     layout: str = "auto"
     calibrate: np.ndarray[Any, Any] | None = None
+    keep_folded: bool = False
     expose_gradients: bool = False
     health: bool = False
     momentum: float = 0.9

@@ -22,12 +22,19 @@ PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")
 
 
-def describe(source: Path, config: Config, fp_state: dict[str, Any], quantized: Model, step: Model | None) -> dict[str, Any]:
-    """The manifest of one conversion; ``quantized`` knows each quantizer, the integer ``step``, if any, what it became."""
+def describe(
+    path: Path, source: Model, config: Config, fp_state: dict[str, Any], quantized: Model, step: Model | None
+) -> dict[str, Any]:
+    """The manifest of one conversion of ``path``.
+
+    ``source`` is the `forward` stage; ``quantized`` knows each quantizer, the integer ``step``, if any, what it became.
+    """
     rate = config.profile.format("lr")
     return {
         "format": 1,
-        "source": {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+        "source": {"file": path.absolute().name, "sha256": _sha256([Path(file) for file in source.notes["files"]])},
+        "notes": source.notes["said"],
+        "folded": source.notes["folded"],
         "profile": config.profile.name,
         "formats": _table(config.profile.formats),
         "exceptions": [{"layers": layers, "formats": _table(formats)} for layers, formats in config.profile.exceptions],
@@ -65,6 +72,14 @@ def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
     }
+
+
+def _sha256(files: list[Path]) -> str:
+    """Of one file its hash; of several that of the lines `sha256sum NAME...` prints of them, by name."""
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()).hexdigest()
 
 
 def _table(formats: dict[str, Format]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.importing import formats, forward
+from wageubn_onnx.passes.importing import folded, formats, forward
 from wageubn_onnx.passes.lower import health, integers
 from wageubn_onnx.passes.quantize import (
     activations,
@@ -68,7 +68,7 @@ FORWARD_QUANTIZERS = (
     batchnorm.PASS,
 )
 
-FORWARD = Stage("forward", "the source network in one spelling", (forward.PASS, formats.PASS))
+FORWARD = Stage("forward", "the source network in one spelling", (forward.PASS, folded.PASS, formats.PASS))
 FP_TRAINING = Stage(
     "fp_training", "a float training step: state in, state out", (unroll.TRAINING, loss.PASS, backward.PASS, sgd.PASS)
 )
@@ -98,8 +98,9 @@ DRY_BATCH = 8  # images
 
 
 def convert(model: str | os.PathLike[str], config: Config | None = None, out: str | os.PathLike[str] | None = None) -> Artifacts:
-    """Convert the trained network in the file ``model``; write the artifact folder ``out`` unless it is None.
+    """Convert the trained network in ``model``; write the artifact folder ``out`` unless it is None.
 
+    ``model`` is an ONNX file, or a folder of onnxruntime-training's artifacts with its checkpoint.
     Of a profile without an integer form it makes the float and the quantized graphs. Raises WageubnError, one line, for anything
     that cannot be converted, ProofFailed where the integer stages could overflow; then nothing is written.
     """
@@ -128,7 +129,7 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
         evaluation = INT_EVAL(evaluation, config)
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
-    manifest = describe(Path(model), config, fp_state, quantized, integer)
+    manifest = describe(Path(model), source, config, fp_state, quantized, integer)
     quant_state = {key: state.value for key, state in quantized.states.items()}
     int_state = {key: state.value for key, state in integer.states.items()} if integer else {}
     artifacts = Artifacts(files, fp_state, quant_state, int_state, manifest)

@@ -29,24 +29,19 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
 
     Raises WageubnError for anything unsound or unsupported, naming file, node and operator.
     """
-    source = respell(read_source(path), config)
+    read = read_source(path)
+    source = respell(read, config)
     unknown = sorted((n for n in source.nodes if n.op not in BUILDERS or n.domain), key=lambda n: n.op in MOVES)[:1]
     if unknown:
         raise UnsupportedOperator(
             f"node {unknown[0].name!r}: operator {unknown[0].op} has no rule here; supported: {', '.join(sorted(BUILDERS))}"
         )
-    _require_batch_norm(source, path)
-    return _Forward(source, Path(path).stem).build()
-
-
-def _require_batch_norm(source: gs.Graph, path: str | os.PathLike[str]) -> None:
-    convolutions = [n for n in source.nodes if n.op == "Conv"]
-    if convolutions and not any(n.op == "BatchNormalization" for n in source.nodes):
-        raise WageubnError(
-            f"{Path(path)}: no BatchNormalization left ({len(convolutions)} Conv, the first {convolutions[0].name!r}): it was "
-            "folded into the convolutions at export; export again with BN kept (PyTorch: training=TrainingMode.TRAINING, "
-            "do_constant_folding=False)"
-        )
+    model = _Forward(source, Path(path).absolute().stem).build()
+    for key in read.found.get("frozen", []):
+        if key in model.states:  # a bias before BN is none
+            model.states[key].frozen = True
+    model.notes |= {"files": read.found.get("files") or [str(path)], "said": read.found.get("notes", [])}
+    return model
 
 
 MOVES = (*RESHAPES, "Transpose", "Concat", "Slice")  # seldom what is missing, where something else is

@@ -13,6 +13,7 @@ from onnx import helper, inliner, numpy_helper, version_converter
 
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import OPSET, load_model
+from wageubn_onnx.passes.importing import training_graph
 
 OLDEST = 7  # before it, operators broadcast along named axes
 STANDARD = ("", "ai.onnx")
@@ -23,22 +24,30 @@ SMALL = 1024  # elements: no axes, shape or pads, which converters and shape inf
 class Source:
     """A network at opset 18 whose large weights are inputs of the graph, and those weights by name.
 
-    Protobuf serialises 2 GB at most: so onnx's converter, checker and shape inference take a network of any size.
+    Protobuf serialises 2 GB at most: so onnx's converter, checker and shape inference take a network of any size. found: what a
+    training artifact holds beside the network, [] for others. ``files``: the paths read; ``frozen``: parameters not to train;
+    ``notes``: lines for the user.
     """
 
     model: onnx.ModelProto
     weights: dict[str, np.ndarray[Any, Any]]
+    found: dict[str, list[str]]
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:
-    """Load, check and convert ``path`` to opset 18, functions inlined, BatchNormalization and Dropout as in inference.
+    """Load, check and convert ``path`` to opset 18: an ONNX file, or a folder of onnxruntime-training's artifacts, or its model.
 
-    Raises WageubnError, naming the file, where it is missing, is not ONNX, is truncated, is invalid, holds weights other than
-    finite float32, or has an opset that onnx's version converter cannot bring over; UnsupportedOperator for an operator of
-    another domain.
+    Functions are inlined, BatchNormalization and Dropout as in inference. Raises WageubnError, naming the file, where it is
+    missing, is not ONNX, is truncated, is invalid, holds weights other than finite float32, or has an opset that onnx's version
+    converter cannot bring over; UnsupportedOperator for an operator of another domain.
     """
     file = Path(path)
+    if file.is_dir():
+        file = training_graph.model_file(file)
     model = load_model(file)
+    found: dict[str, list[str]] = {}
+    if training_graph.is_training_graph(model):
+        model, found = training_graph.recover(model, file)
     weights = _detach(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -56,7 +65,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     for tensor in model.graph.initializer:
         _numbers(tensor, file)
     _as_in_inference(model.graph)
-    return Source(_to_opset(model, file), values)
+    return Source(_to_opset(model, file), values, found)
 
 
 def _detach(model: onnx.ModelProto) -> list[onnx.TensorProto]:

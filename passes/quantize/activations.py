@@ -9,7 +9,6 @@ from wageubn_onnx.passes.quantize.place import expect_also, insert, is_quantized
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
-
 WIDE = ("Add", "Sub", "ReduceSum")  # what may read a convolution beside the product that it feeds: a residual sum, a BN
 
 

@@ -108,7 +108,7 @@ def test_gradients_of_grouped_convolutions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 1e-2), (0.5, 0.0)])
 def test_three_steps_of_momentum_sgd(tmp_path: Path, momentum: float, weight_decay: float) -> None:
     onnx.save(tiny(3), tmp_path / "tiny.onnx")
-    config = Config(batch=BATCH, mean=MEAN, std=STD, momentum=momentum, weight_decay=weight_decay)
+    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, momentum=momentum, weight_decay=weight_decay)
     artifacts = convert(tmp_path / "tiny.onnx", config)
     network = TorchNetwork(artifacts.files["forward"], torch.float64)
     accumulators = {key: torch.zeros_like(value) for key, value in network.parameters.items()}

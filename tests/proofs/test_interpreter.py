@@ -66,7 +66,7 @@ def check_eval(artifacts: Artifacts, state: Arrays, pixels: Any) -> None:
 def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     path = tmp_path_factory.mktemp("source") / "net.onnx"
     onnx.save(TOPOLOGIES[request.param](), path)
-    return convert(path, Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, health=True))
+    return convert(path, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, expose_gradients=True, health=True))
 
 
 # -- whole graphs ---------------------------------------------------------------------------------------------------------
@@ -113,7 +113,8 @@ def test_every_function_is_met(tmp_path: Path) -> None:
     called = set()
     for name, build in TOPOLOGIES.items():
         onnx.save(build(), tmp_path / f"{name}.onnx")
-        nodes = convert(tmp_path / f"{name}.onnx", Config(batch=BATCH, mean=MEAN, std=STD)).files["int_training"].graph.node
+        config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True)
+        nodes = convert(tmp_path / f"{name}.onnx", config).files["int_training"].graph.node
         called |= {n.op_type for n in nodes if n.domain == DOMAIN}
     families = {name.removesuffix("HalfUp").removesuffix("Stochastic") for name in FUNCTIONS}
     assert {name.removesuffix("Stochastic") for name in called} == families - {"Limbs", "FollowExponent", "FollowExponents"}
@@ -125,7 +126,8 @@ def test_every_function_is_met(tmp_path: Path) -> None:
 def test_a_profile_s_step_is_the_interpreter_s(profile: str, topology: str, tmp_path: Path) -> None:
     """Every output of a step of onnxruntime: limbs of 16 bits, errors rounded stochastically, delayed exponents; groups."""
     onnx.save(TOPOLOGIES[topology](), tmp_path / "net.onnx")
-    made = convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(profile)))
+    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(profile))
+    made = convert(tmp_path / "net.onnx", config)
     model = made.files["int_training"]
     scalars = {"lr": 40, "gradient_range": 128, "seed": 3}
     values = {"images": images(), "labels": labels(), **{k: np.array(v, np.int32) for k, v in scalars.items()}} | made.state

@@ -160,24 +160,28 @@ def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file
 
     def convert(model: Path, config: Any, out: Path) -> Any:
         calls.append((model, config, out))
-        return SimpleNamespace(summary=lambda: [("forward", 3, 0, 1234), ("int_training", 30, 9, 5678)])
+        notes = ["optimizer: AdamW is\nnot kept"]
+        return SimpleNamespace(summary=lambda: [("forward", 3, 0, 1234), ("int_training", 30, 9, 5678)], notes=notes)
 
     pretend("wageubn_onnx.pipeline", convert=convert)
     options = ["--batch", "8", "--mean", ".1,.2,.3", "--std", "1,2,3", "--scale", "1", "--momentum", "0.8"]
     options += ["--calibrate", str(data_file), "--calibrate-images", "5", "--expose-gradients", "--weight-decay", "0"]
+    options += ["--keep-folded"]
     result = run("convert", "m.onnx", "-o", tmp_path / "o", *options, "--json")
     assert result.exit_code == 0, result.output
     ((model, config, out),) = calls
     assert (model, out) == (Path("m.onnx"), tmp_path / "o")
     assert (config.batch, config.mean, config.std, config.scale) == (8, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 1.0)
-    assert (config.momentum, config.weight_decay, config.expose_gradients) == (0.8, 0.0, True)
+    assert (config.momentum, config.weight_decay, config.expose_gradients, config.keep_folded) == (0.8, 0.0, True, True)
     assert config.calibrate.shape == (5, 1, 2, 2)
     assert config.profile.name == "full8"
     assert json.loads(result.stdout)["stages"][1] == {
         "stage": "int_training", "nodes": 30, "quantizers": 9, "bytes": 5678,
     }  # fmt: skip
+    assert json.loads(result.stdout)["notes"] == ["optimizer: AdamW is\nnot kept"]
     text = run("convert", "m.onnx", "-o", tmp_path / "o")
     assert text.exit_code == 0
+    assert text.stderr == "note: optimizer: AdamW is not kept\n"
     assert "int_training" in text.stdout
     assert calls[1][1].mean == (0.0,)
     options = ["--preset", "imagenet", "--std", "0.5", "--image-size", "64", "--layout", "nhwc"]

@@ -32,7 +32,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "no training_model.onnx in this folder")
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

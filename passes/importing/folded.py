@@ -1,0 +1,190 @@
+"""BN that was folded into a convolution at export comes back, with statistics measured on calibration images.
+
+A convolution w*x + b that no BN reads becomes BN(w*x) with mean E[w*x], variance Var[w*x], gamma sqrt(variance + epsilon) and
+beta mean + b: the same function, and BN's training behaviour. The same for a BN whose importer knew only its scale and offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime
+
+from wageubn_onnx.config import Config
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import Model, Tensor, to_proto
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.importing.formats import check_input, normalised
+
+Array = np.ndarray[Any, Any]
+EPSILON, MOMENTUM = 1e-5, 0.9
+BATCH = 8  # images at once, of which every convolution's output is kept
+SHOWN = 3  # layers in a message
+PARAMETERS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+
+
+def restore_batch_norm(g: Model, config: Config) -> None:
+    """Give every folded convolution a BN of its own, ``LAYER.bn``; ``notes['folded']`` says how close the logits come, or None.
+
+    ``config.keep_folded`` leaves the convolutions as they are, and freezes the statistics of a BN that has none of its own.
+    Raises WageubnError where BN was folded and the config has neither images nor that.
+    """
+    g.notes["folded"] = None
+    convolutions, unknown = _folded(g), _unknown(g)
+    found = [*convolutions, *unknown]
+    if not found:
+        return
+    layers = [g.tag(node.outputs[0]).layer for node in found]
+    if config.keep_folded:
+        for node in unknown:
+            for statistic in node.inputs[3:5]:
+                g.states[statistic.name].frozen = True
+        return
+    if config.calibrate is None:
+        names = ", ".join([*(repr(layer) for layer in layers[:SHOWN]), *(["..."] if len(layers) > SHOWN else [])])
+        raise WageubnError(
+            f"BatchNormalization was folded at export ({len(layers)} layers: {names}); pass --calibrate DATA to recover it "
+            "from images, or --keep-folded to train without it; or export again with BN kept (PyTorch: "
+            "training=TrainingMode.TRAINING, do_constant_folding=False)"
+        )
+    check_input(g, config)
+    images = normalised(config.calibrate, config)
+    tensors = [node.outputs[0] for node in convolutions] + [node.inputs[0] for node in unknown]
+    moments, before = _measure(g, tensors, images)
+    for node in convolutions:
+        _add_batch_norm(g, node, moments[node.outputs[0].name])
+    for node in unknown:
+        _set_statistics(g, node, moments[node.inputs[0].name])
+    _, after = _measure(g, [], images)
+    gap = float(abs(after - before).max())
+    relative = gap / max(float(abs(before).max()), np.finfo(np.float32).tiny)
+    g.notes["folded"] = {"layers": layers, "images": len(images), "max_difference": gap, "relative_difference": relative}
+    g.notes["said"].append(
+        f"BatchNormalization recovered at {len(layers)} layers from {len(images)} images: logits differ by at most {gap:.2g}, "
+        f"{relative:.1e} of the greatest"
+    )
+
+
+# -- what was folded ------------------------------------------------------------------------------------------------------
+
+
+def _folded(g: Model) -> list[gs.Node]:
+    """Convolutions with a bias that no BN reads; a bias of zeros is some exporter's habit, and logits have one by right."""
+    head = g.named["logits"]
+    while head.inputs and head.inputs[0].op in ("Flatten", "GlobalAveragePool", "AveragePool"):
+        head = head.inputs[0].inputs[0]
+    return [
+        node
+        for node in g.graph.nodes
+        if node.op == "Conv"
+        and len(node.inputs) > 2
+        and g.states[node.inputs[2].name].value.any()
+        and node.outputs[0] is not head
+        and all(user.op != "BatchNormalization" for user in node.outputs[0].outputs)
+    ]
+
+
+def _unknown(g: Model) -> list[gs.Node]:
+    """BNs of which the source has no statistics: their running mean says ``calibrate``."""
+    return [n for n in g.graph.nodes if n.op == "BatchNormalization" and g.states[n.inputs[3].name].info.get("calibrate")]
+
+
+# -- what is measured -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Moments:
+    """Mean and variance per channel, float64 [C], of all values seen so far."""
+
+    count: int
+    mean: Array
+    variance: Array
+
+    @staticmethod
+    def of(value: Array) -> _Moments:
+        """Of [N, C, H, W]."""
+        exact = value.astype(np.float64)
+        return _Moments(value.size // value.shape[1], exact.mean((0, 2, 3)), exact.var((0, 2, 3)))
+
+    def __add__(self, other: _Moments) -> _Moments:
+        """Of both together (Chan et al., 1979)."""
+        count = self.count + other.count
+        share, shift = other.count / count, other.mean - self.mean
+        variance = self.variance * (1 - share) + other.variance * share + shift**2 * share * (1 - share)
+        return _Moments(count, self.mean + shift * share, variance)
+
+
+def _measure(g: Model, tensors: list[Tensor], images: Array) -> tuple[dict[str, _Moments], Array]:
+    """Moments of ``tensors`` by name, and the logits, over all ``images``."""
+    found: dict[str, _Moments] = {}
+    logits = []
+    for results in _batches(g, tensors, images):
+        logits.append(results.pop(g.named["logits"].name))
+        for name, value in results.items():
+            moments = _Moments.of(value)
+            found[name] = found[name] + moments if name in found else moments
+    return found, np.concatenate(logits)
+
+
+def _batches(g: Model, tensors: list[Tensor], images: Array) -> Iterator[dict[str, Array]]:
+    """``tensors`` and the logits by name, a few images after the other."""
+    outputs = {tensor.name: tensor for tensor in [*tensors, g.named["logits"]]}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1  # the same sums on any number of cores
+    session = onnxruntime.InferenceSession(to_proto(g, outputs).SerializeToString(), options)
+    for start in range(0, len(images), BATCH):
+        results = session.run(list(outputs), {"images": images[start : start + BATCH]})
+        yield dict(zip(outputs, results, strict=True))
+
+
+# -- what is changed ------------------------------------------------------------------------------------------------------
+
+
+def _add_batch_norm(g: Model, convolution: gs.Node, moments: _Moments) -> None:
+    """A BN behind ``convolution`` that takes over its bias; ``moments`` are those of its output, bias included."""
+    output, bias = convolution.outputs[0], convolution.inputs.pop()
+    g.graph.inputs.remove(bias)
+    offset = g.states.pop(bias.name).value.astype(np.float64)
+    variance = moments.variance.astype(np.float32)
+    values = {
+        "gamma": np.sqrt(variance.astype(np.float64) + EPSILON),
+        "beta": moments.mean,
+        "running_mean": moments.mean - offset,
+        "running_var": variance,
+    }
+    layer = _new_layer(g, g.tag(output).layer)
+    with g.context(layer=layer):
+        states = [g.state(f"{layer}.{PARAMETERS[k]}", k, layer, v.astype(np.float32)).tensor for k, v in values.items()]
+        result = g.op("BatchNormalization", output, *states, name="bn", role="Y", epsilon=EPSILON, momentum=MOMENTUM)
+    g.replace_uses(output, result)
+    nodes = g.graph.nodes
+    nodes.insert(next(i for i, node in enumerate(nodes) if node is convolution) + 1, nodes.pop())
+    g.reordered()
+
+
+def _set_statistics(g: Model, node: gs.Node, moments: _Moments) -> None:
+    """gamma, beta and the statistics of a BN so that it computes what it did: gamma/sigma stays, and beta - mean·gamma/sigma."""
+    gamma, beta, mean, variance = (g.states[tensor.name] for tensor in node.inputs[1:])
+    epsilon = node.attrs["epsilon"]
+    slope = gamma.value / np.sqrt(variance.value.astype(np.float64) + epsilon)
+    offset = beta.value - mean.value * slope
+    mean.value, variance.value = moments.mean.astype(np.float32), moments.variance.astype(np.float32)
+    gamma.value = (slope * np.sqrt(variance.value.astype(np.float64) + epsilon)).astype(np.float32)
+    beta.value = (offset + mean.value * slope).astype(np.float32)
+
+
+def _new_layer(g: Model, convolution: str) -> str:
+    """``CONVOLUTION.bn``, or with a number where the source has such a name."""
+    taken = {state.layer for state in g.states.values()} | set(g.states)
+    name, count = f"{convolution}.bn", 1
+    while name in taken or any(f"{name}.{suffix}" in taken for suffix in PARAMETERS.values()):
+        count += 1
+        name = f"{convolution}.bn{count}"
+    return name
+
+
+PASS = Pass("folded", "BN that was folded into convolutions at export, recovered from calibration images", restore_batch_norm)

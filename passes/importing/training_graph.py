@@ -1,0 +1,198 @@
+"""The forward network inside a training graph of onnxruntime (`generate_artifacts`): the part between the image and the loss.
+
+A folder of artifacts holds training_model.onnx (forward, loss and gradients; parameters are graph inputs), checkpoint (their
+values), optimizer_model.onnx and eval_model.onnx, which is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from wageubn_onnx.errors import UnsupportedOperator, WageubnError
+from wageubn_onnx.graph import load_model
+from wageubn_onnx.passes.importing.checkpoint import DATA_SUFFIX, Checkpoint, read_checkpoint
+
+MODEL, OPTIMIZER, CHECKPOINT = "training_model.onnx", "optimizer_model.onnx", "checkpoint"
+LOSSES = ("SoftmaxCrossEntropyLoss", "SoftmaxCrossEntropyLossInternal")
+GRADIENTS = ("SoftmaxCrossEntropyLossGrad", "SoftmaxCrossEntropyLossInternalGrad", "InPlaceAccumulatorV2")
+MICROSOFT = "com.microsoft"
+# Forward operators that onnxruntime puts in place of a standard one when it builds the gradients; their first output is the same
+STANDARD = {"BatchNormInternal": "BatchNormalization", "BitmaskDropout": "Dropout"}
+SHOWN = 3  # names in a message
+
+
+def model_file(folder: Path) -> Path:
+    """The training model of the artifact folder ``folder``. Raises WageubnError where there is none."""
+    file = folder / MODEL
+    if not file.is_file():
+        raise WageubnError(f"{folder}: no {MODEL} in this folder; give an ONNX file, or the artifacts of onnxruntime-training")
+    return file
+
+
+def is_training_graph(model: onnx.ModelProto) -> bool:
+    """Whether a loss or gradients are in it: training_model.onnx and eval_model.onnx."""
+    return any(node.op_type in (*LOSSES, *GRADIENTS) for node in model.graph.node)
+
+
+def recover(model: onnx.ModelProto, file: Path) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
+    """The network from the image to the logits that the loss of ``model`` reads, parameters from the checkpoint beside ``file``.
+
+    With it what `read.findings` tells: ``files``, those that were read; ``frozen``, parameters that require no gradient;
+    ``notes``, lines on what of loss, optimizer and checkpoint is kept. Raises WageubnError, in one line, where loss, operator,
+    parameter or file is missing or has no counterpart here.
+    """
+    graph = model.graph
+    loss = _loss(graph, file)
+    nodes = _leading_to(graph, loss.input[0])
+    read = {name for node in nodes for name in node.input}
+    constants = {t.name: t for t in graph.initializer if t.name in read}
+    inputs = [i for i in graph.input if i.name in read and i.name not in constants]
+    checkpoint = read_checkpoint(file.with_name(CHECKPOINT))
+    values = checkpoint.trained | checkpoint.frozen
+    image = next((i for i in inputs if i.name not in values), None)  # the user's inputs come before the parameters
+    if image is None:
+        raise WageubnError(f"{file}: no input but parameters leads to the loss; an image is needed")
+    parameters = [_parameter(i, values, file) for i in inputs if i is not image]
+    logits = next((v for v in graph.value_info if v.name == loss.input[0]), None)
+    nodes = [_inference(node, read | {loss.input[0]}, file) for node in nodes]
+    tensors = [*parameters, *_any_batch(nodes, image, constants)]
+    opset = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    output = logits or helper.make_tensor_value_info(loss.input[0], onnx.TensorProto.FLOAT, [None, None])
+    forward = helper.make_model(
+        helper.make_graph(nodes, graph.name, [image], [output], tensors), opset_imports=opset, ir_version=max(model.ir_version, 4)
+    )
+    statistics = {name for node in nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
+    frozen = [p.name for p in parameters if p.name in checkpoint.frozen and p.name not in statistics]
+    notes = [*_loss_notes(loss), *_optimizer_notes(file), *_checkpoint_notes(checkpoint, frozen)]
+    return forward, {"files": [str(f) for f in _files(file)], "frozen": frozen, "notes": notes}
+
+
+def _files(file: Path) -> list[Path]:
+    """``file`` and those beside it that are read."""
+    names = (CHECKPOINT, CHECKPOINT + DATA_SUFFIX, OPTIMIZER)
+    return [file, *(beside for name in names if (beside := file.with_name(name)).is_file())]
+
+
+# -- the graph ------------------------------------------------------------------------------------------------------------
+
+
+def _loss(graph: onnx.GraphProto, file: Path) -> onnx.NodeProto:
+    """The one softmax cross-entropy, whose mean is the model's loss."""
+    losses: list[onnx.NodeProto] = [node for node in graph.node if node.op_type in LOSSES]
+    if len(losses) != 1:
+        names = ", ".join(repr(node.name) for node in losses) or "none"
+        raise WageubnError(f"{file}: a training graph needs one {LOSSES[0]}; it has {names}")
+    (loss,) = losses
+    where = f"{file}: loss {loss.name!r}"
+    attributes = {a.name: helper.get_attribute_value(a) for a in loss.attribute}
+    if len(loss.input) > 2 and loss.input[2]:
+        raise WageubnError(f"{where} weighs the classes by {loss.input[2]!r}; which has no integer form here; leave it out")
+    if len(loss.input) > 3 or attributes.get("ignore_index", -1) >= 0:
+        raise WageubnError(f"{where} ignores a class (ignore_index); leave its images out of the data instead")
+    if attributes.get("reduction", b"mean") == b"none":
+        raise WageubnError(f"{where} is not reduced to a scalar; use reduction mean")
+    if loss.output[0] not in {o.name for o in graph.output}:
+        raise WageubnError(f"{where} is not the model's output: more is computed from it; train on {LOSSES[0]} alone")
+    return loss
+
+
+def _leading_to(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+    """The nodes that ``tensor`` depends on, in graph order."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    found: set[str] = set()
+    waiting = [tensor]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += makers[name].input if name in makers else []
+    return [node for node in graph.node if found.intersection(node.output)]
+
+
+def _inference(node: onnx.NodeProto, read: set[str], file: Path) -> onnx.NodeProto:
+    """The standard operator that computes the same in inference, without outputs that only gradients read."""
+    if node.domain == MICROSOFT and node.op_type not in STANDARD:
+        raise UnsupportedOperator(
+            f"{file}: node {node.name!r}: operator {MICROSOFT}.{node.op_type} has no rule; build the artifacts without it"
+        )
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    if node.domain == MICROSOFT:
+        plain.domain, plain.op_type = "", STANDARD[node.op_type]
+    while len(plain.output) > 1 and plain.output[-1] not in read:
+        del plain.output[-1]
+    dropped = {"BatchNormalization": ("training_mode",), "Dropout": ("seed",)}.get(plain.op_type, ())
+    for attribute in [a for a in plain.attribute if a.name in dropped]:
+        plain.attribute.remove(attribute)
+    if plain.op_type == "Dropout":
+        del plain.input[1:]  # ratio and training mode
+    return plain
+
+
+def _any_batch(
+    nodes: Sequence[onnx.NodeProto], image: onnx.ValueInfoProto, constants: dict[str, onnx.TensorProto]
+) -> list[onnx.TensorProto]:
+    """The constants, where a Reshape keeps the batch that was folded into its shape as "the same as before", 0."""
+    batch = image.type.tensor_type.shape.dim[0].dim_value if image.type.tensor_type.shape.dim else 0
+    for node in nodes:
+        if node.op_type != "Reshape" or node.input[1] not in constants or node.input[0] in constants:
+            continue
+        shape = numpy_helper.to_array(constants[node.input[1]])
+        if batch and shape.ndim == 1 and len(shape) > 1 and shape[0] == batch:
+            node.input[1] += "/any_batch"
+            constants[node.input[1]] = numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), node.input[1])
+    read = {name for node in nodes for name in node.input}
+    return [tensor for name, tensor in constants.items() if name in read]
+
+
+def _parameter(value: onnx.ValueInfoProto, values: dict[str, np.ndarray], file: Path) -> onnx.TensorProto:
+    """The initializer of a graph input, which the checkpoint must hold in the dtype and shape that the graph declares."""
+    checkpoint = file.with_name(CHECKPOINT)
+    if value.name not in values:
+        raise WageubnError(f"{checkpoint}: parameter {value.name!r} of {file.name} is missing; give the checkpoint made with it")
+    array, declared = values[value.name], value.type.tensor_type
+    shape = [d.dim_value for d in declared.shape.dim]
+    dtype = helper.tensor_dtype_to_np_dtype(declared.elem_type)
+    if list(array.shape) != shape or array.dtype != dtype:
+        found = f"{array.dtype.name} {list(array.shape)}, but {dtype.name} {shape} in {file.name}"
+        raise WageubnError(f"{checkpoint}: parameter {value.name!r} is {found}; give the checkpoint made with it")
+    return numpy_helper.from_array(array, value.name)
+
+
+# -- what is said of the rest ---------------------------------------------------------------------------------------------
+
+
+def _loss_notes(loss: onnx.NodeProto) -> list[str]:
+    reduction = next((a.s for a in loss.attribute if a.name == "reduction"), b"mean")
+    return ["loss: theirs is summed over the batch, this step's is its mean"] if reduction == b"sum" else []
+
+
+def _optimizer_notes(file: Path) -> list[str]:
+    """What becomes of optimizer_model.onnx, where it is there."""
+    path = file.with_name(OPTIMIZER)
+    if not path.is_file():
+        return []
+    kinds = sorted({node.op_type for node in load_model(path).graph.node if node.domain == MICROSOFT})
+    ours = "this step is SGD with momentum and weight decay"
+    if kinds == ["SGDOptimizerV2"]:
+        return [f"optimizer: SGDOptimizerV2 is SGD without momentum; {ours} (--weight-decay, --momentum, the profile's momentum)"]
+    return [f"optimizer: {', '.join(kinds) or OPTIMIZER} cannot be kept in integers; {ours}"]
+
+
+def _checkpoint_notes(checkpoint: Checkpoint, frozen: list[str]) -> list[str]:
+    notes = [
+        f"checkpoint: optimizer {group.name!r} took {group.step} steps, initial learning rate {group.learning_rate:g}; "
+        "its state is not kept, and `train --lr` sets the rate"
+        for group in checkpoint.groups
+    ]
+    if checkpoint.properties:
+        notes.append("checkpoint: " + ", ".join(f"{name} = {value}" for name, value in checkpoint.properties.items()))
+    if frozen:
+        more = f" and {len(frozen) - SHOWN} more" if len(frozen) > SHOWN else ""
+        notes.append(f"checkpoint: frozen {', '.join(frozen[:SHOWN])}{more}")
+    return notes
