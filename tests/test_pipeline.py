@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 import wageubn_onnx.artifacts
 import wageubn_onnx.passes
-from networks import BATCH, CLASSES, MEAN, STD, images, labels, run_ort, tiny, to_float
+from networks import BATCH, CLASSES, MEAN, STD, images, labels, preactivation, run_ort, tiny, to_float
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
@@ -422,3 +422,14 @@ def test_exposed_integer_gradients_point_where_the_float_ones_do(tiny_artifacts:
     assert np.median(list(cosines.values())) > 0.93, cosines
     loss = float(integer["loss"]) * 2.0 ** tiny_artifacts.manifest["exponents"]["loss"]
     assert loss == pytest.approx(float(fp["loss"]), rel=0.05)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 0.9997, 1.0])
+def test_any_decay_of_running_statistics_is_proven(momentum: float, tmp_path: Path) -> None:
+    """Keras has 0.99, Chainer writes 0; a finer decay is rounded, so that a variance's advance stays exact in int64."""
+    model = preactivation()
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.attribute.append(onnx.helper.make_attribute("momentum", momentum))
+    onnx.save(model, tmp_path / "net.onnx")
+    assert convert(tmp_path / "net.onnx", CONFIG).files["int_training"].graph.node

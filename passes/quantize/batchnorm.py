@@ -27,6 +27,7 @@ from wageubn_onnx.quantizers import floating
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
 ROOM = 2  # bits by which the greatest channel's range may grow before its stored statistics saturate
+RATE_STEP = 2.0**-16  # of 1 - momentum: with a finer one the advance of a running variance would need more than 53 bits
 VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
 
 
@@ -126,7 +127,14 @@ def _running_statistics(g: Model, config: Config, layer: str, exponent: int) -> 
         for role in (f"BN.{kind}.batch", f"BN.{kind}"):
             for tensor in g.by_role(role):
                 if g.tag(tensor).layer == layer:
+                    if source(tensor).op == "Add":
+                        _round_rate(source(source(tensor).inputs[1]).inputs[1])
                     insert(g, tensor, floating.direct, role, wide, grid, lo=least)
+
+
+def _round_rate(rate: Tensor) -> None:
+    """1 - momentum, in place."""
+    rate.values = np.asarray(np.round(rate.values / RATE_STEP) * RATE_STEP, np.float32)
 
 
 PASS = Pass(
