@@ -1,7 +1,7 @@
 """How large each forward tensor gets, channel by channel: what the static formats are chosen from.
 
 Without data, a BN output is taken as Gaussian with mean beta and deviation gamma, its ReLU as the rectified Gaussian, a sum as a
-sum of independent terms; with data, the network runs and the greatest magnitudes count.
+sum of independent terms, and a BN that only spells gamma*x + beta as that; with data, the network runs and the greatest magnitudes count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import onnxruntime
 
 from wageubn_onnx.graph import Model, Tensor, to_proto
@@ -38,14 +39,23 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
     for node in forward.graph.nodes:
         inputs = [found[i.name] for i in node.inputs if i.name in found]
         parameters = [forward.states[i.name].value.astype(np.float64) for i in node.inputs if i.name in forward.states]
-        found[node.outputs[0].name] = _ESTIMATES[node.op](inputs, parameters)
+        estimate_of = _affine if _is_affine(forward, node) else _ESTIMATES[node.op]
+        found[node.outputs[0].name] = estimate_of(inputs, parameters)
     for node in forward.graph.nodes:  # a convolution's own statistics are better known by the BN that reads it
-        if node.op == "BatchNormalization":
+        if node.op == "BatchNormalization" and not _is_affine(forward, node):
             mean, variance = (forward.states[i.name].value.astype(np.float64) for i in node.inputs[3:5])
             source, deviation = found.get(node.inputs[0].name), np.sqrt(variance)
             spread = np.maximum(deviation, source.deviation / 4) if source else deviation
             found[node.inputs[0].name] = Moments(mean, deviation, abs(mean) + CONVOLUTION_SPREAD * spread)
     return found
+
+
+def _is_affine(forward: Model, node: gs.Node) -> bool:
+    """Whether ``node`` is a BatchNormalization by frozen statistics of mean 0 and variance 1, which say nothing of its input."""
+    if node.op != "BatchNormalization":
+        return False
+    mean, variance = (forward.states[i.name] for i in node.inputs[3:5])
+    return mean.frozen and variance.frozen and not mean.value.any() and bool((variance.value == 1).all())
 
 
 def measure(forward: Model, images: Array) -> dict[str, Moments]:
@@ -113,6 +123,11 @@ def _product(inputs: list[Moments], parameters: list[Array]) -> Moments:
 def _batch_norm(inputs: list[Moments], parameters: list[Array]) -> Moments:
     gamma, beta, _, _ = parameters
     return _moments(beta, abs(gamma))
+
+
+def _affine(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    gamma, beta, _, _ = parameters
+    return _moments(gamma * inputs[0].mean + beta, abs(gamma) * inputs[0].deviation)
 
 
 def _relu(inputs: list[Moments], parameters: list[Array]) -> Moments:
