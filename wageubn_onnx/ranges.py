@@ -1,7 +1,8 @@
 """How large each forward tensor gets, channel by channel: what the static formats are chosen from.
 
 Without data, a BN output is taken as Gaussian with mean beta and deviation gamma, its ReLU as the rectified Gaussian, a sum as a
-sum of independent terms, and a BN that only spells gamma*x + beta as that; with data, the network runs and the greatest magnitudes count.
+sum of independent terms, and a BN that only spells gamma*x + beta as that; with data, the network runs and the greatest
+magnitudes count.
 """
 
 from __future__ import annotations

@@ -50,15 +50,14 @@ def _last(g: Model, count: int) -> set[str]:
     if count > len(weighty):
         raise WageubnError(f"train-last {count}: the network has {len(weighty)} layers with weights; give that many at most")
     trained = set(weighty[-count:])
-    follows = dict.fromkeys(g.named, False)  # tensor -> whether it comes from a trained layer
+    following: set[str] = set()  # tensors that come from a trained layer
     for node in g.graph.nodes:
         layer = g.tag(node.outputs[0]).layer
-        if node.op in WEIGHTY:
-            follows[node.outputs[0].name] = layer in trained
-            continue
-        follows[node.outputs[0].name] = any(follows.get(i.name, False) for i in node.inputs)
-        if node.op == "BatchNormalization" and follows[node.outputs[0].name]:
+        follows = any(i.name in following for i in node.inputs)
+        if node.op == "BatchNormalization" and follows:
             trained.add(layer)
+        if layer in trained if node.op in WEIGHTY else follows:
+            following.add(node.outputs[0].name)
     return trained
 
 

@@ -61,7 +61,7 @@ def test_a_pattern_freezes_whole_layers(patterns: tuple[str, ...], frozen: set[s
         ("plain", 3, {"fc", "c2", "c1", "c1_bn"}),
     ],
 )
-def test_the_last_layers_are_trained_with_the_bns_that_follow(topology: str, count: int, layers: set[str], tmp_path: Path) -> None:
+def test_the_last_layers_are_trained_with_their_bns(topology: str, count: int, layers: set[str], tmp_path: Path) -> None:
     assert trained(forward(tmp_path, topology, train_last=count)) == layers
 
 
@@ -78,7 +78,8 @@ def test_options_add_up(tmp_path: Path) -> None:
 
 
 def test_the_file_of_forward_is_the_same(tmp_path: Path) -> None:
-    files = [to_proto(m, {"logits": m.named["logits"]}) for m in (forward(tmp_path), forward(tmp_path, train_last=2, bn="frozen"))]
+    models = (forward(tmp_path), forward(tmp_path, train_last=2, bn="frozen"))
+    files = [to_proto(model, {"logits": model.named["logits"]}) for model in models]
     assert files[0].SerializeToString(deterministic=True) == files[1].SerializeToString(deterministic=True)
 
 
