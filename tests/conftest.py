@@ -33,7 +33,7 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifacts(tiny_file: Path) -> Artifacts:
     """The tiny network, converted with every gradient exposed. Tests do not change what they get; they copy it."""
-    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, expose_gradients=True))
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from wageubn_onnx.quantizers.symbols import SYMBOLS
 
 STATES = ("state.safetensors", "quant_state.safetensors", "fp_state.safetensors")
 FILES = {f"{stage.name}.onnx" for stage in STAGES} | {"manifest.json", *STATES}
-CONFIG = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True)
+CONFIG = Config(batch=BATCH, mean=MEAN, std=STD)
 Entry = dict[str, Any]
 
 
@@ -110,7 +110,7 @@ def test_the_same_bytes_every_time(tiny_file: Path, tmp_path: Path) -> None:
 
 
 def test_calibration_changes_formats_and_is_as_deterministic(tiny_file: Path, tmp_path: Path) -> None:
-    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, calibrate=images(8))
+    config = Config(batch=BATCH, mean=MEAN, std=STD, calibrate=images(8))
     one, two = (convert(tiny_file, config) for _ in range(2))
     assert one.files == two.files and one.manifest == two.manifest
     assert one.files["int_eval"] != convert(tiny_file, CONFIG).files["int_eval"]
@@ -127,7 +127,7 @@ def test_nothing_is_written_where_the_proof_fails(tmp_path: Path) -> None:
     """2^26 images: a sum over them leaves what int64 arithmetic is exact for, and the message names the node."""
     onnx.save(tiny(), tmp_path / "tiny.onnx")
     with pytest.raises(ProofFailed, match=r"node '.+/.+': .*batch") as caught:
-        convert(tmp_path / "tiny.onnx", Config(batch=2**26, keep_folded=True), tmp_path / "out")
+        convert(tmp_path / "tiny.onnx", Config(batch=2**26), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.onnx"]
 

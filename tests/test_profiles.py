@@ -34,7 +34,7 @@ def test_a_named_profile_has_every_path(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if load_profile(name).has_integers])
 def test_a_named_profile_passes_the_audit(name: str, tmp_path: Path) -> None:
     onnx.save(tiny(), tmp_path / "tiny.onnx")
-    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(name)))
+    made = convert(tmp_path / "tiny.onnx", Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name)))
     for stage in ("int_training", "int_eval"):
         assert audit_model(made.files[stage]).findings == []
 
@@ -149,7 +149,7 @@ bits = 5
 fraction = 4
 """
     onnx.save(tiny(), tmp_path / "tiny.onnx")
-    config = Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(own(tmp_path, text)))
+    config = Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(own(tmp_path, text)))
     made = convert(tmp_path / "tiny.onnx", config)
     entries = made.manifest["quantizers"]
     assert made.manifest["profile"] == "own"

@@ -69,6 +69,22 @@ def test_near_dead_channels_make_no_garbage(evaluated: tuple[Any, Any], resnet20
     assert abs(gap).max() < 0.3 * abs(floating.logits).max()
 
 
+def test_a_new_head_learns_on_a_frozen_resnet20(
+    resnet20: tuple[Path, Artifacts], shared_data: Path, cifar: dict[str, Array], tmp_path: Path
+) -> None:
+    """Two classes, animals and machines, four passes over 512 images; the old network is a quarter of the nodes and no state."""
+    config = Config(batch=32, mean=MEAN, std=STD, num_classes=2, train_last=1)
+    artifacts = convert(shared_data / "resnet20_cifar10_opset9.onnx", config, tmp_path / "out")
+    assert len(artifacts.state) == 5
+    assert 4 * len(artifacts.files["int_training"].graph.node) < len(resnet20[1].files["int_training"].graph.node)
+    assert audit(tmp_path / "out" / "int_training.onnx").ok
+    session, is_animal = TrainingSession(tmp_path / "out"), np.isin(np.arange(10), [2, 3, 4, 5, 6, 7]).astype(np.int32)
+    for start in [*range(0, 512, 32)] * 4:
+        chosen = slice(start, start + 32)
+        session.step(cifar["x_train"][chosen], is_animal[cifar["y_train"][chosen]], lr=0.4)
+    assert session.evaluate(cifar["x_test"], is_animal[cifar["y_test"]]).accuracy > 0.95
+
+
 @pytest.mark.slow
 def test_training_resnet20_lowers_the_loss_of_a_repeated_batch(resnet20: tuple[Path, Artifacts], cifar: dict[str, Array]) -> None:
     """Wrong labels, which it must learn: four integer steps, and the float step beside them."""

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from wageubn_onnx.config import LAYOUTS, PRESETS, Config
+from wageubn_onnx.config import BN, LAYOUTS, PRESETS, Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import NAMES, load_profile
 
@@ -164,6 +164,21 @@ def cli() -> None:
     show_default=True,
     help=f"Formats of every data path: {', '.join(NAMES)}, NAME-PATH with a path of it in float, or the path of your own .toml.",
 )
+@click.option(
+    "--freeze",
+    multiple=True,
+    metavar="PATTERN",
+    help="Do not train these layers: a name, or a pattern with * and ?; may be given again. A BN has a name of its own.",
+)
+@click.option("--train-last", type=int, metavar="N", help="Train only the last N layers with weights and the BNs after them.")
+@click.option(
+    "--bn",
+    type=click.Choice(BN),
+    default=Config.bn,
+    show_default=True,
+    help="Train BNs with their batch's statistics, or with the running ones, which stay: what a batch of 1 needs.",
+)
+@click.option("--num-classes", type=int, metavar="N", help="Put a new, untrained last layer for N classes in place of the old.")
 @json_option
 def convert(
     model: Path,

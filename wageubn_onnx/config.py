@@ -17,6 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # how common training recipes normalise 
     "imagenet": {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     "cifar10": {"scale": 1 / 255, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
 }
+BN = ("batch", "frozen")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Config:
     every parameter's gradient to the outputs of both training steps. health: add counters of saturated and all-zero tensors to
     the outputs of the integer step. momentum: of the FP32 step (the integer step's is the profile's). weight_decay: of both.
     profile: the formats of every data path.
+
+    freeze: layers that are not trained, by name or pattern. train_last: train only the last so many layers with weights, and the
+    BNs that follow them; None: all. bn: "batch" trains with the statistics of the batch, "frozen" with the running ones, which
+    then stay. num_classes: the last Gemm is replaced by a new one for so many classes; None: it stays.
     """
 
     batch: int = 32
@@ -45,6 +50,10 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     profile: Profile = field(default_factory=lambda: load_profile("full8"))
+    freeze: tuple[str, ...] = ()
+    train_last: int | None = None
+    bn: str = "batch"
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -53,6 +62,12 @@ class Config:
             raise WageubnError(f"layout {self.layout!r}: not known; give one of {', '.join(LAYOUTS)}")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise WageubnError(f"image size {self.image_size}: give rows and columns, each at least 1")
+        if self.train_last is not None and self.train_last < 1:
+            raise WageubnError(f"train-last {self.train_last}: at least one layer must be trained; pass --train-last 1 or more")
+        if self.bn not in BN:
+            raise WageubnError(f"bn {self.bn!r}: must be {' or '.join(BN)}")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise WageubnError(f"num-classes {self.num_classes}: a head tells at least 2 classes apart")
         if any(not np.isfinite(v) for v in (*self.mean, *self.std, self.scale)):
             raise WageubnError("mean, std and scale must be finite numbers")
         if any(v <= 0 for v in self.std) or self.scale <= 0:

@@ -46,7 +46,7 @@ class Tag:
 class State:
     """One state tensor of a step: graph input ``key``, graph output ``key + '.next'``; kind W, gamma, beta, bias, ...
 
-    A frozen one does not advance.
+    A frozen one is a constant of every step instead; in `forward`, whose parameters are inputs all alike, it is only marked.
     """
 
     key: str
@@ -57,6 +57,14 @@ class State:
     after: Tensor | None = None  # the step's output
     info: dict[str, Any] = field(default_factory=dict)  # format: exponent, least and greatest mantissa
     frozen: bool = False
+
+    def assign(self, value: np.ndarray[Any, Any]) -> None:
+        """Give it another initial value, of the same dtype."""
+        self.value = value
+        if isinstance(self.tensor, gs.Constant):
+            self.tensor.values = value
+        else:
+            self.tensor.shape = list(value.shape)
 
 
 @dataclass
@@ -174,12 +182,17 @@ class Model:
         self.graph.inputs.append(tensor)
         return tensor
 
-    def state(self, key: str, kind: str, layer: str, value: np.ndarray[Any, Any], **info: Any) -> State:
-        """A state tensor as graph input."""
-        tensor = self.input(key, value.dtype, value.shape)
+    def state(self, key: str, kind: str, layer: str, value: np.ndarray[Any, Any], frozen: bool = False, **info: Any) -> State:
+        """A state tensor as graph input; a frozen one as a constant."""
+        tensor = gs.Constant(self.unique(key), value) if frozen else self.input(key, value.dtype, value.shape)
         self.tags[key] = Tag(layer, kind, self._context.made_by)
-        self.states[key] = State(key, kind, layer, value, tensor, info=dict(info))
+        self.states[key] = State(key, kind, layer, value, tensor, info=dict(info), frozen=frozen)
         return self.states[key]
+
+    @property
+    def carried(self) -> dict[str, State]:
+        """The states that a step takes and gives back: all but the frozen ones."""
+        return {key: state for key, state in self.states.items() if not state.frozen}
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 
@@ -285,6 +298,10 @@ def _exported(model: Model) -> onnx.ModelProto:
     proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
     if "expected" in model.notes:
         proto.metadata_props.add(key=PREFIX + "expected", value=json.dumps(model.notes["expected"], sort_keys=True))
+    if "constants" in model.notes:
+        stored = {t.name for t in proto.graph.initializer}
+        kept = {name: quantizers for name, quantizers in model.notes["constants"].items() if name in stored}
+        proto.metadata_props.add(key=PREFIX + "constants", value=json.dumps(kept, sort_keys=True))
     if model.stage in INTEGER_STAGES:  # what the overflow proof starts from
         ranges = {v.name: _range(model.states[v.name]) for v in proto.graph.input if v.name in model.states}
         proto.metadata_props.add(key=PREFIX + "ranges", value=json.dumps(ranges, sort_keys=True))

@@ -53,8 +53,9 @@ def describe(
         "quant_step": {"model": "quant_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}},
         "quant_eval": {"model": "quant_eval.onnx", "images": "images", "logits": "logits"},
         "state": None,
-        "quant_state": [_names(key) for key in quantized.states],
+        "quant_state": [_names(key) for key in quantized.carried],
         "fp_state": [_names(key) for key in fp_state],
+        "frozen": {key: _parameter(state) for key, state in quantized.states.items() if state.frozen},
         "exponents": {} if rate.is_float else {"lr": rate.exponent},
         "quantizers": [_float_quantizer(quantized, node) for node in quantized.graph.nodes if _is_quantizer(node)],
         "tensors": {},
@@ -67,10 +68,10 @@ def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
     return {
         "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}} | _health(step),
         "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
-        "state": [_names(key) for key in step.states],
+        "state": [_names(key) for key in step.carried],
         "exponents": {"lr": rate, **step.notes["exponents"]},
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
-        "tensors": {key: _state_format(state) for key, state in step.states.items()} | _activations(quantized, lowered),
+        "tensors": {key: _state_format(state) for key, state in step.carried.items()} | _activations(quantized, lowered),
     }
 
 
@@ -102,9 +103,14 @@ def _rounded(value: float, bits: int) -> float:
 
 
 def _state_format(state: State) -> dict[str, Any]:
-    """dtype, exponent, least and greatest mantissa; ``scale_log2`` where values are the source's times 2^that, per channel."""
+    """dtype, exponent, least and greatest mantissa, and what else is known of a parameter."""
     entry = {"dtype": state.value.dtype.name, "shape": list(state.value.shape), "exponent": state.info["exponent"]}
-    entry |= {"min": state.info["least"], "max": state.info["limit"], "kind": state.kind, "layer": state.layer}
+    return entry | {"min": state.info["least"], "max": state.info["limit"]} | _parameter(state)
+
+
+def _parameter(state: State) -> dict[str, Any]:
+    """Kind and layer; ``scale_log2`` where the values are the source's times 2^that, per channel."""
+    entry = {"kind": state.kind, "layer": state.layer}
     if isinstance(state.info.get("scale_log2"), list):
         entry["scale_log2"] = state.info["scale_log2"]
     return entry
@@ -128,7 +134,7 @@ def _quantizer(quantized: Model, node: Any, lowered: dict[str, Value]) -> dict[s
         return None
     value = lowered[node.outputs[0].name]
     fixed = value.low if isinstance(value, Pair) else value
-    if not isinstance(fixed, Fixed):
+    if not isinstance(fixed, Fixed) or not fixed.tensor.inputs:  # a frozen parameter's is no node any more
         return None
     entry = {
         "node": fixed.tensor.inputs[0].name,

@@ -15,8 +15,8 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
 from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.importing import folded, formats, forward
-from wageubn_onnx.passes.lower import health, integers
+from wageubn_onnx.passes.importing import folded, formats, forward, freeze, head
+from wageubn_onnx.passes.lower import fold, health, integers
 from wageubn_onnx.passes.quantize import (
     activations,
     batchnorm,
@@ -26,6 +26,7 @@ from wageubn_onnx.passes.quantize import (
     convolutions,
     errors,
     expect,
+    frozen,
     gradients,
     inputs,
     momentum,
@@ -66,9 +67,12 @@ FORWARD_QUANTIZERS = (
     convolutions.PASS,
     activations.PASS,
     batchnorm.PASS,
+    frozen.PASS,
 )
 
-FORWARD = Stage("forward", "the source network in one spelling", (forward.PASS, folded.PASS, formats.PASS))
+FORWARD = Stage(
+    "forward", "the source network in one spelling", (forward.PASS, folded.PASS, head.PASS, freeze.PASS, formats.PASS)
+)
 FP_TRAINING = Stage(
     "fp_training", "a float training step: state in, state out", (unroll.TRAINING, loss.PASS, backward.PASS, sgd.PASS)
 )
@@ -87,9 +91,9 @@ QUANT_TRAINING = Stage(
         constants.PASS,
     ),
 )
-INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS, health.PASS))
+INT_TRAINING = Stage("int_training", "the same step in integers only", (integers.PASS, fold.PASS, health.PASS))
 QUANT_EVAL = Stage("quant_eval", "inference on the same grids, still in float", (unroll.EVALUATION, *FORWARD_QUANTIZERS))
-INT_EVAL = Stage("int_eval", "integer inference from the same state", (integers.PASS,))
+INT_EVAL = Stage("int_eval", "integer inference from the same state", (integers.PASS, fold.PASS))
 
 STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, QUANT_EVAL, INT_EVAL)
 
@@ -112,7 +116,7 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
 
     step = FP_TRAINING(source, config)
-    fp_state = {key: state.value for key, state in step.states.items()}
+    fp_state = {key: state.value for key, state in step.carried.items()}
     files["fp_training"] = _written(step, _step_outputs(step, config))
 
     if config.profile.is_delayed:
@@ -130,8 +134,8 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
     manifest = describe(Path(model), source, config, fp_state, quantized, integer)
-    quant_state = {key: state.value for key, state in quantized.states.items()}
-    int_state = {key: state.value for key, state in integer.states.items()} if integer else {}
+    quant_state = {key: state.value for key, state in quantized.carried.items()}
+    int_state = {key: state.value for key, state in integer.carried.items()} if integer else {}
     artifacts = Artifacts(files, fp_state, quant_state, int_state, manifest)
     if out is not None:
         artifacts.save(out)

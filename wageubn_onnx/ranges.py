@@ -1,7 +1,8 @@
 """How large each forward tensor gets, channel by channel: what the static formats are chosen from.
 
 Without data, a BN output is taken as Gaussian with mean beta and deviation gamma, its ReLU as the rectified Gaussian, a sum as a
-sum of independent terms; with data, the network runs and the greatest magnitudes count.
+sum of independent terms, and a BN that only spells gamma*x + beta as that; with data, the network runs and the greatest
+magnitudes count.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import onnxruntime
 
 from wageubn_onnx.graph import Model, Tensor, to_proto
@@ -38,9 +40,10 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
     for node in forward.graph.nodes:
         inputs = [found[i.name] for i in node.inputs if i.name in found]
         parameters = [_number(forward, i) for i in node.inputs if i.name not in found]
-        found[node.outputs[0].name] = _ESTIMATES[node.op](inputs, parameters)
+        estimate_of = _affine if is_affine(forward, node) else _ESTIMATES[node.op]
+        found[node.outputs[0].name] = estimate_of(inputs, parameters)
     for node in forward.graph.nodes:  # a convolution's own statistics are better known by the BN that reads it
-        if node.op == "BatchNormalization":
+        if node.op == "BatchNormalization" and not is_affine(forward, node):
             mean, variance = (forward.states[i.name].value.astype(np.float64) for i in node.inputs[3:5])
             source, deviation = found.get(node.inputs[0].name), np.sqrt(variance)
             spread = np.maximum(deviation, source.deviation / 4) if source else deviation
@@ -52,6 +55,14 @@ def _number(forward: Model, operand: Tensor) -> Array:
     """A parameter, float64; of a constant, its values as they are."""
     state = forward.states.get(operand.name)
     return state.value.astype(np.float64) if state else np.asarray(operand.values)
+
+
+def is_affine(forward: Model, node: gs.Node) -> bool:
+    """Whether ``node`` is a BatchNormalization by frozen statistics of mean 0 and variance 1, which say nothing of its input."""
+    if node.op != "BatchNormalization":
+        return False
+    mean, variance = (forward.states[i.name] for i in node.inputs[3:5])
+    return mean.frozen and variance.frozen and not mean.value.any() and bool((variance.value == 1).all())
 
 
 def measure(forward: Model, images: Array) -> dict[str, Moments]:
@@ -121,6 +132,11 @@ def _product(inputs: list[Moments], parameters: list[Array]) -> Moments:
 def _batch_norm(inputs: list[Moments], parameters: list[Array]) -> Moments:
     gamma, beta, _, _ = parameters
     return _moments(beta, abs(gamma))
+
+
+def _affine(inputs: list[Moments], parameters: list[Array]) -> Moments:
+    gamma, beta, _, _ = parameters
+    return _moments(gamma * inputs[0].mean + beta, abs(gamma) * inputs[0].deviation)
 
 
 def _relu(inputs: list[Moments], parameters: list[Array]) -> Moments:

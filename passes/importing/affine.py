@@ -110,10 +110,11 @@ def _into_convolution(source: gs.Node, chain: Affine) -> bool:
 
 
 def _batch_norm(graph: gs.Graph, chain: Affine, start: gs.Tensor, made: gs.Tensor) -> gs.Node:
-    """BN of the same function: with the statistics of (x - mean) / std * gamma + beta, else with mean 0 and variance 1."""
+    """BN of the same function: with the statistics of (x - mean) / std * gamma + beta, else with mean 0 and variance 1, until the
+    range of its input is known."""
     name = chain.nodes[0].name or made.name
-    mean, variance, gamma, beta = np.zeros_like(chain.scale), np.full_like(chain.scale, 1 - EPSILON), chain.scale, chain.shift
-    attrs: dict[str, Any] = {"epsilon": EPSILON}
+    mean, variance, gamma, beta = np.zeros_like(chain.scale), np.ones_like(chain.scale), chain.scale, chain.shift
+    attrs: dict[str, Any] = {"epsilon": 0.0}
     ops = [op for op, _ in chain.steps]
     if any(start is i for i in graph.inputs):
         attrs["statistics"] = FIXED

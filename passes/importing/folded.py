@@ -73,19 +73,18 @@ def restore_batch_norm(g: Model, config: Config) -> None:
 
 
 def _folded(g: Model) -> list[gs.Node]:
-    """Convolutions with a bias that no BN reads; a bias of zeros is some exporter's habit, and logits have one by right."""
+    """Convolutions with a bias, where no convolution feeds a BN: an exporter that folds leaves no such pair.
+
+    A bias of zeros is some exporter's habit, and logits have one by right.
+    """
     head = g.named["logits"]
     while head.inputs and head.inputs[0].op in ("Flatten", "GlobalAveragePool", "AveragePool"):
         head = head.inputs[0].inputs[0]
-    return [
-        node
-        for node in g.graph.nodes
-        if node.op == "Conv"
-        and len(node.inputs) > 2
-        and g.states[node.inputs[2].name].value.any()
-        and node.outputs[0] is not head
-        and all(user.op != "BatchNormalization" for user in node.outputs[0].outputs)
-    ]
+    convolutions = [node for node in g.graph.nodes if node.op == "Conv"]
+    if any(user.op == "BatchNormalization" for node in convolutions for user in node.outputs[0].outputs):
+        return []
+    biased = [node for node in convolutions if len(node.inputs) > 2 and node.outputs[0] is not head]
+    return [node for node in biased if g.states[node.inputs[2].name].value.any()]
 
 
 def _unknown(g: Model) -> list[gs.Node]:
@@ -169,11 +168,11 @@ def _add_batch_norm(g: Model, convolution: gs.Node, moments: _Moments) -> None:
 def _set_statistics(g: Model, node: gs.Node, moments: _Moments) -> None:
     """gamma, beta and the statistics of a BN so that it computes what it did: gamma/sigma stays, and beta - mean·gamma/sigma."""
     gamma, beta, mean, variance = (g.states[tensor.name] for tensor in node.inputs[1:])
-    epsilon = node.attrs["epsilon"]
-    slope = gamma.value / np.sqrt(variance.value.astype(np.float64) + epsilon)
+    slope = gamma.value / np.sqrt(variance.value.astype(np.float64) + node.attrs["epsilon"])
     offset = beta.value - mean.value * slope
     mean.value, variance.value = moments.mean.astype(np.float32), moments.variance.astype(np.float32)
-    gamma.value = (slope * np.sqrt(variance.value.astype(np.float64) + epsilon)).astype(np.float32)
+    node.attrs["epsilon"] = EPSILON
+    gamma.value = (slope * np.sqrt(variance.value.astype(np.float64) + EPSILON)).astype(np.float32)
     beta.value = (offset + mean.value * slope).astype(np.float32)
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from wageubn_onnx import ranges
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
+
+Array = np.ndarray[Any, Any]
+X_HAT = 8.0  # where the format of x-hat ends, half a unit let go
+LEAST_SPREAD = 2.0**-20
 
 
 def note_ranges(g: Model, config: Config) -> None:
@@ -21,11 +26,35 @@ def note_ranges(g: Model, config: Config) -> None:
     check_input(g, config)
     channels = g.named["images"].shape[1]
     pixels = np.array([0.0, 255.0])[:, None] * config.scale
-    expected = ranges.estimate(g, np.broadcast_to((pixels - config.mean) / config.std, (2, channels)))
+    bounds = np.broadcast_to((pixels - config.mean) / config.std, (2, channels))
+    expected = ranges.estimate(g, bounds)
     if config.calibrate is not None:
         expected |= ranges.measure(g, normalised(config.calibrate, config))
+    for node in g.graph.nodes:
+        if ranges.is_affine(g, node):
+            x = expected[node.inputs[0].name]
+            spread = np.minimum(ranges.SPREAD * x.deviation, x.reach + abs(x.mean))
+            is_image = node.inputs[0] is g.named["images"]
+            _centre(g, node, *((bounds.mean(0), np.ptp(bounds, 0) / 2) if is_image else (x.mean, spread)))
     g.notes["ranges"] = {g.tag(n.outputs[0]).layer: expected[n.outputs[0].name] for n in g.graph.nodes}
     g.notes["ranges"]["input"] = expected["images"]
+
+
+def _centre(g: Model, node: gs.Node, mean: Array, spread: Array) -> None:
+    """Give an affine BN statistics by which x-hat fills its format and does not saturate; the function stays as it is.
+
+    The deviation is a power of two, a channel's ``spread`` around its ``mean`` over `X_HAT`.
+    """
+    gamma, beta, running_mean, variance = (g.states[operand.name] for operand in node.inputs[1:])
+    deviation = 2.0 ** np.ceil(np.log2(np.maximum(spread, LEAST_SPREAD) / X_HAT))
+    centre = mean.astype(np.float32).astype(np.float64)
+    for state, value in (
+        (beta, beta.value + gamma.value * centre),
+        (gamma, gamma.value * deviation),
+        (running_mean, centre),
+        (variance, deviation**2),
+    ):
+        state.assign(value.astype(np.float32))
 
 
 def check_input(g: Model, config: Config) -> None:
@@ -40,7 +69,7 @@ def check_input(g: Model, config: Config) -> None:
         )
 
 
-def normalised(images: np.ndarray[Any, Any], config: Config) -> np.ndarray[Any, Any]:
+def normalised(images: Array, config: Config) -> Array:
     """uint8 [n, C, H, W] -> float32 (pixel * scale - mean) / std."""
     mean, std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in (config.mean, config.std))
     return np.asarray((images.astype(np.float32) * np.float32(config.scale) - mean) / std, np.float32)

@@ -291,7 +291,8 @@ RULES: dict[str, Rule] = {
 def lower_to_integers(quantized: Model, config: Config) -> Model:
     """The integer graph of ``quantized``: `int_training` of `quant_training`, `int_eval` of its inference form.
 
-    States keep their keys and become integers of the narrowest dtype; inputs become uint8 images and int32 scalars.
+    States keep their keys and become integers of the narrowest dtype, frozen ones constants; inputs become uint8 images and int32
+    scalars.
     Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
     """
     quantized.graph.toposort()
@@ -307,7 +308,8 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
             plain = state.kind in ("step", "exponent")
             exponent, dtype = int(state.info["exponent"]), np.dtype(np.int32) if plain else dtype_for(lo, hi)
             integers = np.clip(np.round(np.ldexp(state.value.astype(np.float64), -exponent)), lo, hi)
-            mine = g.state(state.key, state.kind, state.layer, np.asarray(integers, dtype), **state.info | {"least": lo})
+            initial, info = np.asarray(integers, dtype), state.info | {"least": lo}
+            mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **info)
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
         lower.run(RULES)
         for key, state in quantized.states.items():

@@ -46,8 +46,8 @@ class Lowering:
     # -- operands -----------------------------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value:
-        """What a source tensor became; a constant of the source as `Constant` or `Raw`."""
-        if isinstance(tensor, gs.Constant):
+        """What a source tensor became; a constant of the source, but for a frozen parameter, as `Constant` or `Raw`."""
+        if isinstance(tensor, gs.Constant) and tensor.name not in self.values:
             if tensor.values.dtype.kind == "f":
                 return Constant(tensor.values)
             return Raw(self.g.constant(tensor.values, tensor.values.dtype))

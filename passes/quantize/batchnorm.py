@@ -85,9 +85,9 @@ def _under_root(g: Model, sigma: Tensor, deviation: Format, fine: Grid, exponent
         if not isinstance(fine, int):
             under_root = finer(g, squared(g, fine), 2)
             total.inputs[1] = on_grid(g, epsilon, "BN.epsilon", positive, under_root, lo=1)
-            # between the batch's variance and the stored one, whose grid is static
-            variance, is_training = total.inputs[0], "labels" in g.named
-            readers = [user for user in variance.outputs if (user is total) != is_training]
+            # between the batch's variance and the stored one, whose grid is static; in inference the stored one stands alone
+            variance = total.inputs[0]
+            readers = [user for user in variance.outputs if user is not total] or [total]
             rounded = on_grid(g, variance, "BN.var", positive, under_root, lo=0)
             for reader in readers:
                 reader.inputs[0] = rounded

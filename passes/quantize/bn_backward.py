@@ -54,12 +54,13 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         else:
             a = insert(g, ratio, on_grid, "BN.A", form, per_channel)
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
-        if not (is_dynamic(error) and is_dynamic(a)):
+        coefficients = [t for t in g.by_role("BN.K", "BN.B") if g.tag(t).layer == layer]  # none with statistics that are frozen
+        if not coefficients or not (is_dynamic(error) and is_dynamic(a)):
             continue
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
-        for role in ("BN.K", "BN.B"):
-            (tensor,) = (t for t in g.by_role(role) if g.tag(t).layer == layer)
+        for tensor in coefficients:
+            role = g.tag(tensor).role
             insert(g, tensor, floating.grid, step, role, coefficient)
 
 

@@ -32,8 +32,9 @@ def rescale(g: Model, config: Config) -> None:
             continue
         k = _power(abs(weight.value).reshape(len(weight.value), -1).max(axis=1)).astype(int)
         mean, variance, epsilon = statistics
-        weight.value = np.ldexp(weight.value, k.reshape(-1, *[1] * (weight.value.ndim - 1)))
-        mean.value, variance.value = np.ldexp(mean.value, k), np.ldexp(variance.value, 2 * k)
+        weight.assign(np.ldexp(weight.value, k.reshape(-1, *[1] * (weight.value.ndim - 1))))
+        mean.assign(np.ldexp(mean.value, k))
+        variance.assign(np.ldexp(variance.value, 2 * k))
         epsilon.values = np.ldexp(epsilon.values, 2 * k.reshape(epsilon.shape))
         for state, log2 in ((weight, k), (mean, k), (variance, 2 * k)):
             state.info["scale_log2"] = log2.tolist()

@@ -11,11 +11,15 @@ TRAINABLE = ("W", "gamma", "beta", "bias")
 
 
 def add_backward(g: Model, config: Config) -> None:
-    """Emit every parameter's gradient, float32 of the parameter's shape, into ``model.gradients``."""
+    """Emit every trained parameter's gradient, float32 of the parameter's shape, into ``model.gradients``.
+
+    Below the lowest of them there is nothing to compute.
+    """
     tape: list[Step] = g.notes.pop("tape")
     slots: dict[str, Tensor] = g.notes.pop("slots")
-    errors = backward(g, tape, g.named["dlogits"], g.named["logits"])
-    g.gradients = {key: errors[slots[key].name] for key, state in g.states.items() if state.kind in TRAINABLE}
+    trained = {key: slots[key].name for key, state in g.carried.items() if state.kind in TRAINABLE}
+    errors = backward(g, tape, g.named["dlogits"], g.named["logits"], trained.values())
+    g.gradients = {key: errors[name] for key, name in trained.items()}
 
 
-PASS = Pass("backward", "the gradient of every parameter, by the table of gradient rules", add_backward)
+PASS = Pass("backward", "the gradient of every trained parameter, by the table of gradient rules", add_backward)

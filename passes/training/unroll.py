@@ -28,7 +28,7 @@ def _replayed(forward: Model, stage: str, batch: int | str) -> Model:
         with model.context(layer="input"):
             bound: dict[str, Tensor] = {"images": model.slot(images, "I")}
         for key, state in forward.states.items():
-            tensor = model.state(key, state.kind, state.layer, state.value).tensor
+            tensor = model.state(key, state.kind, state.layer, state.value, frozen=state.frozen).tensor
             with model.context(layer=state.layer):
                 slotted = state.kind in ("W", "gamma", "beta", "bias")
                 bound[key] = model.slot(tensor, state.kind) if slotted else tensor

@@ -168,7 +168,7 @@ def test_errors_that_meet_are_summed() -> None:
     bound = {"images": target.input("images", np.float32, [1, 1, 2, 2])}
     tape = replay(forward, target, bound, training=True)
     seed = target.input("dy", np.float32, [1, 1, 2, 2])
-    errors = backward(target, tape, seed, bound[y.name])
+    errors = backward(target, tape, seed, bound[y.name], ["images"])
     assert set(errors) == {bound[y.name].name, "images"}
     assert target.tag(errors["images"]).role == "E.sum"
 

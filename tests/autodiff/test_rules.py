@@ -18,9 +18,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from float64 import float64_copy, reference_evaluator, run_reference
 from networks import Array, relative, run_ort
-from wageubn_onnx.autodiff.rules import RULES
+from wageubn_onnx.autodiff.rules import RULES, batch_norm_frozen
 from wageubn_onnx.graph import Model, to_proto
 
+FROZEN = "BatchNormalization, frozen"
+TESTED = RULES | {FROZEN: batch_norm_frozen}
 STEP = 1e-6  # of the differences; their error is about STEP^2 + 1e-16/STEP of the values
 Torch = Callable[..., torch.Tensor]
 
@@ -105,12 +107,14 @@ def gemm_case(name: str, bias: bool) -> Case:
     return Case(name, ((4, 6), (3, 6), *([(3,)] if bias else [])), {"transB": 1}, F.linear)
 
 
-def batch_norm_case(name: str, shape: tuple[int, ...], epsilon: float, momentum: float, spread: float = 1.0) -> Case:
+def batch_norm_case(
+    name: str, shape: tuple[int, ...], epsilon: float, momentum: float, spread: float = 1.0, training: bool = True
+) -> Case:
     def values(random: np.random.Generator, i: int, shape: tuple[int, ...]) -> Array:
         return random.uniform(0.5, 2.0, shape) if i == 4 else random.normal(0.3, spread if i == 0 else 1.0, shape)
 
     def expected(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-        return F.batch_norm(x, mean.clone(), var.clone(), gamma, beta, True, 1 - momentum, epsilon)
+        return F.batch_norm(x, mean.clone(), var.clone(), gamma, beta, training, 1 - momentum, epsilon)
 
     attrs = {"epsilon": epsilon, "momentum": momentum}
     return Case(name, (shape, *[(shape[1],)] * 4), attrs, expected, values, frozen=2)
@@ -151,6 +155,10 @@ CASES: dict[str, list[Case]] = {
         batch_norm_case("one pixel", (5, 3, 1, 1), 1e-3, 0.9),
         batch_norm_case("a small variance", (3, 4, 4, 3), 1e-4, 0.99, spread=0.02),
     ],
+    FROZEN: [
+        batch_norm_case("running statistics", (3, 4, 4, 3), 1e-5, 0.9, training=False),
+        batch_norm_case("one image", (1, 3, 2, 3), 0.1, 0.7, training=False),
+    ],
     "Relu": [
         Case("relu", ((2, 3, 4, 4),), {}, torch.relu, distinct),
         Case("no error passes at 0", ((2, 3, 4, 4),), {}, torch.relu, lambda r, i, shape: r.integers(-1, 2, shape), smooth=False),
@@ -185,7 +193,7 @@ EACH = [pytest.param(op, case, id=f"{op}-{case.name}") for op, cases in CASES.it
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(CASES) == set(RULES)
+    assert set(CASES) == set(TESTED)
     assert all(any(case.smooth for case in cases) for cases in CASES.values())
 
 
@@ -199,7 +207,7 @@ def differentiated(op: str, case: Case) -> onnx.ModelProto:
         operands.append(
             g.state(f"operand{i}", "state", "", value).tensor if is_state else g.input(f"operand{i}", np.float32, shape)
         )
-    y, pullback = RULES[op](g, case.attrs, operands + [g.ints(*values) for values in case.constants])
+    y, pullback = TESTED[op](g, case.attrs, operands + [g.ints(*values) for values in case.constants])
     dy = g.input("dy", np.float32, y.shape)
     gradients = pullback(dy)
     assert gradients[len(operands) :] == [None] * len(case.constants)

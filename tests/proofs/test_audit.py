@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from click.testing import CliRunner
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
+from networks import BATCH, MEAN, STD
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.cli import cli
+from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
 from wageubn_onnx.passes.quantize.expect import REQUIRED
+from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import FORBIDDEN, Report, _check_coverage, audit, audit_model
 from wageubn_onnx.stages import INTEGERS
 
@@ -260,6 +264,61 @@ def test_an_image_that_skips_its_quantizer_is_found(step: Model) -> None:
     node = quantizer(step, "input", "I")
     bypass(step, node, 1)
     assert found(audit_model(step), "operand", "'images'")
+
+
+# -- constants of frozen layers -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen(tiny_file: Path) -> Model:
+    """A step in which all but the last three layers with weights are frozen; to be spoilt."""
+    config = Config(batch=BATCH, mean=MEAN, std=STD, train_last=3)
+    return convert(tiny_file, config).files["int_training"]
+
+
+def declared(model: Model) -> tuple[Any, dict[str, list[list[str]]]]:
+    """The metadata entry that lists the quantized constants, and the list."""
+    entry = next(p for p in model.metadata_props if p.key == "wageubn.constants")
+    return entry, json.loads(entry.value)
+
+
+def test_a_frozen_weight_is_a_declared_constant(frozen: Model) -> None:
+    _, constants = declared(frozen)
+    weights = {layer for quantizers in constants.values() for layer, role in quantizers if role == "W"}
+    assert weights == {"stem", "a1", "a2", "b1", "b_short"}
+    assert set(constants) <= {t.name for t in frozen.graph.initializer}
+    assert audit_model(frozen).ok
+
+
+def test_an_undeclared_constant_is_found(frozen: Model) -> None:
+    """As an operand without a quantizer, and as the layer's missing quantizer."""
+    entry, constants = declared(frozen)
+    name = next(name for name, quantizers in constants.items() if ["a1", "W"] in quantizers)
+    del constants[name]
+    entry.value = json.dumps(constants)
+    report = audit_model(frozen)
+    assert found(report, "operand", name, "without a quantizer")
+    assert found(report, "gap", "'a1'", "role W")
+
+
+def test_a_constant_that_nothing_reads_is_a_gap(frozen: Model) -> None:
+    """A copy under another name, which is not declared, takes its place."""
+    _, constants = declared(frozen)
+    name = next(name for name, quantizers in constants.items() if ["stem_bn", "gamma"] in quantizers)
+    (tensor,) = (t for t in frozen.graph.initializer if t.name == name)
+    frozen.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor), "copy"))
+    for node in frozen.graph.node:
+        node.input[:] = ["copy" if i == name else i for i in node.input]
+    assert found(audit_model(frozen), "gap", "'stem_bn'", "role gamma")
+
+
+def test_a_constant_in_float_does_not_count(frozen: Model) -> None:
+    _, constants = declared(frozen)
+    name = next(name for name, quantizers in constants.items() if ["a1", "W"] in quantizers)
+    (tensor,) = (t for t in frozen.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), name))
+    report = audit_model(frozen)
+    assert found(report, "float", name) and found(report, "operand", name)
 
 
 # -- files and the command ------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def profiled(request: pytest.FixtureRequest, tiny_file: Path, tmp_path_factory: 
         own = tmp_path_factory.mktemp("profile") / f"{name}.toml"
         own.write_text('extends = "full8"\n' + "".join(f'[{path}]\nrounding = "{name}"\n' for path in PATHS))
         name = str(own)
-    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, profile=load_profile(name), health=True))
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(name), health=True))
 
 
 def test_every_profile_is_proven(profiled: Artifacts) -> None:
@@ -467,7 +467,7 @@ def test_conversion_stops_at_what_is_not_proven(tiny_file: Path, tmp_path: Path,
     narrow = dataclasses.replace(CONTRACTS["FlagQuantize"], requires=lambda attributes: {"m": (-5, 5)})
     monkeypatch.setitem(CONTRACTS, "FlagQuantize", narrow)
     with pytest.raises(ProofFailed) as caught:
-        convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True), tmp_path / "out")
+        convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD), tmp_path / "out")
     message = str(caught.value)
     assert message.startswith("int_training: node '") and "Q_E2" in message and "FlagQuantize takes -5..5" in message
     assert "\n" not in message

@@ -167,12 +167,14 @@ def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file
     options = ["--batch", "8", "--mean", ".1,.2,.3", "--std", "1,2,3", "--scale", "1", "--momentum", "0.8"]
     options += ["--calibrate", str(data_file), "--calibrate-images", "5", "--expose-gradients", "--weight-decay", "0"]
     options += ["--keep-folded"]
+    options += ["--freeze", "conv1", "--freeze", "layer1.*", "--train-last", "3", "--bn", "frozen", "--num-classes", "7"]
     result = run("convert", "m.onnx", "-o", tmp_path / "o", *options, "--json")
     assert result.exit_code == 0, result.output
     ((model, config, out),) = calls
     assert (model, out) == (Path("m.onnx"), tmp_path / "o")
     assert (config.batch, config.mean, config.std, config.scale) == (8, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 1.0)
     assert (config.momentum, config.weight_decay, config.expose_gradients, config.keep_folded) == (0.8, 0.0, True, True)
+    assert (config.freeze, config.train_last, config.bn, config.num_classes) == (("conv1", "layer1.*"), 3, "frozen", 7)
     assert config.calibrate.shape == (5, 1, 2, 2)
     assert config.profile.name == "full8"
     assert json.loads(result.stdout)["stages"][1] == {
@@ -184,6 +186,7 @@ def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file
     assert text.stderr == "note: optimizer: AdamW is not kept\n"
     assert "int_training" in text.stdout
     assert calls[1][1].mean == (0.0,)
+    assert (calls[1][1].freeze, calls[1][1].train_last, calls[1][1].bn, calls[1][1].num_classes) == ((), None, "batch", None)
     options = ["--preset", "imagenet", "--std", "0.5", "--image-size", "64", "--layout", "nhwc"]
     assert run("convert", "m.onnx", "-o", tmp_path / "o", *options).exit_code == 0
     config = calls[2][1]
@@ -192,6 +195,9 @@ def test_convert_hands_over_every_option(pretend: Callable[..., None], data_file
     assert calls[3][1].image_size == (32, 48)
     refused("image size (1, 2, 3)", "convert", "m.onnx", "-o", tmp_path / "o", "--image-size", "1,2,3")
     refused("batch 0", "convert", "m.onnx", "-o", tmp_path / "o", "--batch", "0")
+    refused("train-last 0", "convert", "m.onnx", "-o", "o", "--train-last", "0")
+    refused("num-classes 1", "convert", "m.onnx", "-o", "o", "--num-classes", "1")
+    refused("'running' is not one of 'batch', 'frozen'", "convert", "m.onnx", "-o", "o", "--bn", "running")
     refused("'a,b' is not a comma-separated list of numbers", "convert", "m.onnx", "-o", "o", "--mean", "a,b")
 
 

@@ -36,7 +36,7 @@ def data_file(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_folder(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Converted without gradients."""
     folder = tmp_path_factory.mktemp("plain") / "tiny"
-    convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True), folder)
+    convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD), folder)
     return folder
 
 
@@ -72,7 +72,7 @@ def test_powers_of_two_in_front_of_bn_change_nothing(tiny_folder: Path, data: Da
     onnx.save(model, tmp_path / "scaled.onnx")
     convert(
         tmp_path / "scaled.onnx",
-        Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, expose_gradients=True),
+        Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True),
         tmp_path / "scaled",
     )
     for report in (lambda folder: gradient_fidelity(folder, data, 1), lambda folder: forward_fidelity(folder, data, 32)):

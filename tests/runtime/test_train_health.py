@@ -32,7 +32,7 @@ STEPS = 3  # an epoch
 @pytest.fixture(scope="module")
 def healthy(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("healthy") / "tiny"
-    convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, health=True), folder)
+    convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, health=True), folder)
     return folder
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from wageubn_onnx.autodiff.rules import RULES, Pullback, batch_norm_inference
+import onnx_graphsurgeon as gs
+
+from wageubn_onnx.autodiff.rules import RULES, Pullback, batch_norm_frozen
 from wageubn_onnx.errors import UnsupportedOperator
 from wageubn_onnx.graph import Model, Tensor
 
@@ -22,6 +25,7 @@ class Step:
 def replay(forward: Model, target: Model, bound: dict[str, Tensor], training: bool) -> list[Step]:
     """Emit ``forward``'s nodes into ``target`` by their rules; ``bound`` maps its inputs, and then every tensor, to target's.
 
+    A BatchNormalization takes its running statistics, and leaves them, where they are frozen and wherever nothing is trained.
     Raises UnsupportedOperator for an operator without a rule, naming the node.
     """
     tape: list[Step] = []
@@ -31,27 +35,37 @@ def replay(forward: Model, target: Model, bound: dict[str, Tensor], training: bo
         operands = [bound.get(i.name, i) for i in node.inputs]  # a constant stays what it is
         layer = forward.tag(node.outputs[0]).layer
         with target.context(layer=layer):
-            if node.op == "BatchNormalization" and not training:
-                result = batch_norm_inference(target, node.attrs, operands)
-            else:
-                result, pullback = RULES[node.op](target, node.attrs, operands)
-                tape.append(Step(layer, result, operands, pullback))
+            rule = batch_norm_frozen if _is_frozen(forward, node, training) else RULES[node.op]
+            result, pullback = rule(target, node.attrs, operands)
+        tape.append(Step(layer, result, operands, pullback))
         bound[node.outputs[0].name] = result
     return tape
 
 
-def backward(model: Model, tape: list[Step], seed: Tensor, of: Tensor) -> dict[str, Tensor]:
-    """dL/dt for every tensor t on the tape, given ``seed`` = dL/d``of``; by tensor name.
+def _is_frozen(forward: Model, node: gs.Node, training: bool) -> bool:
+    """Whether ``node`` is a BatchNormalization that uses its running statistics."""
+    if node.op != "BatchNormalization":
+        return False
+    return not training or all(forward.states[i.name].frozen for i in node.inputs[3:])
 
-    An error that reaches a tensor from several readers is summed in a node of role ``E.sum``.
+
+def backward(model: Model, tape: list[Step], seed: Tensor, of: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+    """dL/dt for every tensor t named in ``wanted`` and all between them and ``of``, given ``seed`` = dL/d``of``; by tensor name.
+
+    What depends on none of ``wanted`` gets no error. One that reaches a tensor from several readers is summed in a node of role
+    ``E.sum``.
     """
+    reached = set(wanted)
+    for step in tape:
+        if any(operand.name in reached for operand in step.operands):
+            reached.add(step.result.name)
     errors: dict[str, Tensor] = {of.name: seed}
     for step in reversed(tape):
-        if step.result.name not in errors:
+        if step.result.name not in errors or step.result.name not in reached:
             continue
         with model.context(layer=step.layer):
             for operand, error in zip(step.operands, step.pullback(errors[step.result.name]), strict=True):
-                if error is None:
+                if error is None or operand.name not in reached:
                     continue
                 met = errors.get(operand.name)
                 errors[operand.name] = error if met is None else model.op("Add", met, error, name="error", role="E.sum")

@@ -131,35 +131,46 @@ def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple
         _advance(g, state, batch, 1.0 - attrs["momentum"], role)
 
     def pullback(error: Tensor) -> list[Tensor | None]:
-        e = g.slot(error, "E.bn")
-        dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
-        dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
-        a = g.op("Div", gamma_c, sigma, name="A", role="BN.A")
+        e, dgamma, dbeta, a = _affine_gradients(g, error, xh, gamma_c, sigma)
         # the division comes last: on grids the product is exact, and one division rounds a tie as integers do
         k = g.op("Div", g.op("Mul", a, dgamma, name="A_e_xh"), n, name="K", role="BN.K")
         b = g.op("Div", g.op("Mul", a, dbeta, name="A_e"), n, name="B", role="BN.B")
         slope = g.op("Sub", g.op("Mul", e, a, name="e_A", role="BN.e_A"), g.op("Mul", xh, k, name="xh_K"), name="slope")
-        dx = g.op("Sub", slope, b, name="dx")
-        flat = g.ints(-1)
-        return [
-            dx,
-            g.op("Reshape", dgamma, flat, name="dgamma"),
-            g.op("Reshape", dbeta, flat, name="dbeta"),
-            None,
-            None,
-        ]
+        return [g.op("Sub", slope, b, name="dx"), *_per_channel(g, dgamma, dbeta), None, None]
 
     return y, pullback
 
 
-def batch_norm_inference(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> Tensor:
-    """The same affine function with the running statistics: an image's result does not depend on its batch."""
+def batch_norm_frozen(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
+    """The same affine function with the running statistics, which stay: an image's result does not depend on its batch.
+
+    mu and sigma are constants, so dx = e * gamma/sigma (ONNX BatchNormalization, inference). It trains on a single image.
+    """
     x, gamma, beta, running_mean, running_var = operands
     channel = g.ints(*CHANNEL)
     mu = g.op("Reshape", running_mean, channel, name="mu", role="BN.mu")
     var = g.op("Reshape", running_var, channel, name="var")
-    xh, gamma_c, _ = _normalize(g, g.op("Sub", x, mu, name="centered"), var, gamma, attrs)
-    return _affine(g, xh, gamma_c, beta)
+    xh, gamma_c, sigma = _normalize(g, g.op("Sub", x, mu, name="centered"), var, gamma, attrs)
+
+    def pullback(error: Tensor) -> list[Tensor | None]:
+        e, dgamma, dbeta, a = _affine_gradients(g, error, xh, gamma_c, sigma)
+        return [g.op("Mul", e, a, name="e_A", role="BN.e_A"), *_per_channel(g, dgamma, dbeta), None, None]
+
+    return _affine(g, xh, gamma_c, beta), pullback
+
+
+def _affine_gradients(g: Model, error: Tensor, xh: Tensor, gamma: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+    """e, sum(e*xh) and sum(e) as [1, C, 1, 1], and A = gamma/sigma."""
+    e, axes = g.slot(error, "E.bn"), g.ints(0, 2, 3)
+    dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
+    dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
+    return e, dgamma, dbeta, g.op("Div", gamma, sigma, name="A", role="BN.A")
+
+
+def _per_channel(g: Model, dgamma: Tensor, dbeta: Tensor) -> list[Tensor]:
+    """The gradients of gamma and beta in their shape, [C]."""
+    flat = g.ints(-1)
+    return [g.op("Reshape", dgamma, flat, name="dgamma"), g.op("Reshape", dbeta, flat, name="dbeta")]
 
 
 def _normalize(g: Model, centered: Tensor, var: Tensor, gamma: Tensor, attrs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

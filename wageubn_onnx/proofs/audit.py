@@ -7,6 +7,7 @@ dtype.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -149,7 +150,11 @@ def _check_inlined(model: onnx.ModelProto, report: Report) -> None:
 
 
 def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
-    """Every layer has the quantizers that its float form asked for; a quantize node counts by its function, layer and role."""
+    """Every layer has the quantizers that its float form asked for.
+
+    A quantize node counts by its function, layer and role. One of a frozen parameter has been computed by the conversion: the
+    constant that came of it counts.
+    """
     props = {p.key: p.value for p in model.metadata_props}
     if PREFIX + "expected" not in props:
         report.findings.append(
@@ -163,6 +168,9 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
         if _is_quantizer(node) and node.output[0] in needed:
             tag = node_tag(node)
             present.setdefault(tag.layer, set()).add(tag.role)
+    for name, quantizers in _constants(model).items():
+        for layer, role in quantizers if name in needed else ():
+            present.setdefault(layer, set()).add(role)
     for layer, roles in expected.items():
         for role in roles:
             if role not in present.get(layer, set()):
@@ -173,6 +181,13 @@ def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
 
 def _is_quantizer(node: onnx.NodeProto) -> bool:
     return node.domain == DOMAIN and any(a.name == "role" for a in node.attribute)
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
+    """The integer constants that the conversion quantized: name -> (layer, role) of each quantizer, as the file declares it."""
+    declared = next((p.value for p in model.metadata_props if p.key == PREFIX + "constants"), "{}")
+    stored = {t.name for t in model.graph.initializer if t.data_type in INTEGERS}
+    return {name: quantizers for name, quantizers in json.loads(declared).items() if name in stored}
 
 
 def _needed(model: onnx.ModelProto) -> set[str]:
@@ -186,12 +201,14 @@ def _needed(model: onnx.ModelProto) -> set[str]:
 
 
 def _check_operands(model: onnx.ModelProto, report: Report) -> None:
-    """Both operands of every integer product come from quantize nodes through operators that only move elements.
+    """Both operands of every integer product come from quantize nodes through operators that only move elements, or are constants
+    that the conversion quantized.
 
     Where the second operand is int8, the first must end at 129: x86 without VNNI adds pairs of uint8 by int8 products in int16.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     dtypes = {t.name: t.data_type for t in model.graph.initializer}
+    constants = _constants(model)
     count = 0
     for node in model.graph.node:
         if node.op_type not in PRODUCTS:
@@ -200,10 +217,10 @@ def _check_operands(model: onnx.ModelProto, report: Report) -> None:
         where = f"node {node.name!r}"
         sources = [_sources(operand, makers) for operand in node.input[:2]]
         for _, loose in sources:
-            if loose:
+            if loose and loose not in constants:
                 report.findings.append(Finding("operand", where, f"{loose!r} reaches it without a quantizer"))
         if len(node.input) > 3 and dtypes.get(node.input[3]) == T.INT8:
-            greatest = max((a.f for n in sources[0][0] for a in n.attribute if a.name == "hi"), default=0.0)
+            greatest = max((a.f for n in sources[0][0] for a in n.attribute if a.name == "hi"), default=math.inf)
             if greatest > PAIRED_LIMIT:
                 report.findings.append(Finding("kernel", where, f"uint8 up to {greatest:.0f} by int8 is inexact without VNNI"))
     report.coverage["products"] = count

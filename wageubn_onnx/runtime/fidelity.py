@@ -198,7 +198,8 @@ class _Integers:
         state, _ = load_tensors(folder.state_file("state"))
         inputs = {node.name for node in self.session.get_inputs()}
         self.state = {name: state[key] for key, name, _ in folder.state_names("state") if name in inputs}
-        self.weights = {entry["layer"]: entry for entry in folder.section("tensors").values() if entry.get("kind") == "W"}
+        parameters = [*folder.section("tensors").values(), *folder.manifest.get("frozen", {}).values()]
+        self.weights = {entry["layer"]: entry for entry in parameters if entry.get("kind") == "W"}
 
     def run(self, images: Array) -> Iterator[Array]:
         feeds = {self.section["images"]: images, **self.state}

@@ -33,9 +33,11 @@ class TorchStep:
         for node in graph.node:
             if node.op_type not in RULES:
                 raise WageubnError(f"{model}: node {node.name}: {node.op_type} is no operator of a forward model")
-        self._nodes = [(node, _attributes(node)) for node in graph.node]
+        frozen = set(folder.manifest.get("frozen", {}))
+        self._nodes = [(node, _attributes(node) | {"frozen": frozen.issuperset(node.input[3:])}) for node in graph.node]
         statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
-        self._values = {tensor.name: _parameter(tensor, tensor.name not in statistics) for tensor in graph.initializer}
+        untrained = statistics | frozen
+        self._values = {tensor.name: _parameter(tensor, tensor.name not in untrained) for tensor in graph.initializer}
         self._input, self._output = (folder.section("fp_eval", "images", "logits")[key] for key in ("images", "logits"))
         self.classes = _shape(graph.output, self._output)[-1]
         step_images = folder.section("fp_step", "images")["images"]
@@ -61,7 +63,7 @@ class TorchStep:
         return float(loss.item())
 
     def forward(self, images: NDArray[np.uint8]) -> Tensor:
-        """Return the logits, float32 [N, classes], with the statistics of the batch."""
+        """Return the logits, float32 [N, classes], with the statistics of the batch where they are not frozen."""
         pixels = (torch.from_numpy(images).float() * self._scale - self._mean) / self._std
         values = {**self._values, self._input: pixels.to(memory_format=torch.channels_last)}
         for node, attributes in self._nodes:
@@ -107,7 +109,8 @@ def _convolution(inputs: list[Tensor], a: Attributes) -> Tensor:
 def _batch_normalization(inputs: list[Tensor], a: Attributes) -> Tensor:
     x, gamma, beta, mean, variance = inputs
     # ONNX's momentum weighs the old value, PyTorch's the new one
-    return functional.batch_norm(x, mean, variance, gamma, beta, True, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5))
+    momentum, epsilon = 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5)
+    return functional.batch_norm(x, mean, variance, gamma, beta, not a["frozen"], momentum, epsilon)
 
 
 def _max_pool(inputs: list[Tensor], a: Attributes) -> Tensor:

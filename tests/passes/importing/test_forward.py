@@ -208,7 +208,7 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
 def test_normalisation_that_does_not_fit_the_image_is_refused(
     changes: dict[str, Any], words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    refused(save(tiny(), tmp_path), *words, config=Config(batch=2, keep_folded=True, **changes))
+    refused(save(tiny(), tmp_path), *words, config=Config(batch=2, **changes))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_options_without_meaning_are_refused(changes: dict[str, Any], word: str)
 
 def test_one_mean_and_std_serve_all_channels(tmp_path: Path) -> None:
     path = save(tiny(), tmp_path)
-    one = convert(path, Config(batch=2, mean=(0.5,), std=(0.25,), keep_folded=True))
-    three = convert(path, Config(batch=2, mean=(0.5,) * 3, std=(0.25,) * 3, keep_folded=True))
+    one = convert(path, Config(batch=2, mean=(0.5,), std=(0.25,)))
+    three = convert(path, Config(batch=2, mean=(0.5,) * 3, std=(0.25,) * 3))
     assert one.files == three.files
-    assert one.files["int_eval"] != convert(path, Config(batch=2, mean=MEAN, std=STD, keep_folded=True)).files["int_eval"]
+    assert one.files["int_eval"] != convert(path, Config(batch=2, mean=MEAN, std=STD)).files["int_eval"]

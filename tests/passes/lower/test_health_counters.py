@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 @pytest.fixture(scope="module")
 def healthy(tiny_file: Path) -> Artifacts:
     """The tiny network with counters."""
-    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, expose_gradients=True, health=True))
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True, health=True))
 
 
 def feeds(state: Arrays, count: int = 0, dr: int = 128) -> Arrays:
@@ -137,9 +137,7 @@ def test_no_other_bit_changes(healthy: Artifacts, tiny_artifacts: Artifacts) -> 
 @pytest.fixture(scope="module")
 def delayed(tiny_file: Path) -> Artifacts:
     """The same with exponents held as states, one a channel for Q_C."""
-    return convert(
-        tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, health=True, profile=load_profile("fast"))
-    )
+    return convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD, health=True, profile=load_profile("fast")))
 
 
 @pytest.mark.parametrize(("name", "dr"), [("healthy", 128), ("healthy", 4), ("delayed", 128)])
