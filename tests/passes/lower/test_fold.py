@@ -14,7 +14,7 @@ from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import DOMAIN, Model, Tensor, next_states, node_tag, to_proto
 from wageubn_onnx.passes.lower.fold import fold_frozen
-from wageubn_onnx.pipeline import FORWARD, FP_TRAINING, INT_TRAINING, QUANT_TRAINING, Stage, convert
+from wageubn_onnx.pipeline import FORWARD, FP_TRAINING, INT_TRAINING, QUANT_TRAINING, Stage, _first_errors, convert
 from wageubn_onnx.profiles import load_profile
 
 ALL_BUT_FIRST = {"freeze": ("a*", "b*", "head"), "bn": "frozen"}  # with errors through frozen convolutions, BNs and a bias
@@ -33,7 +33,10 @@ def results(model: Model) -> dict[str, Tensor]:
 def lowered(file: Path, profile: str, *, folded: bool) -> tuple[Model, onnx.ModelProto]:
     """The integer step, with every quantizer's mantissas among its outputs."""
     config = Config(batch=BATCH, mean=MEAN, std=STD, profile=load_profile(profile), **ALL_BUT_FIRST)
-    quantized = pruned(QUANT_TRAINING(pruned(FP_TRAINING(FORWARD(file, config), config)), config))
+    source = FORWARD(file, config)
+    step = pruned(FP_TRAINING(source, config))
+    step.notes["errors"] = _first_errors(source, config)
+    quantized = pruned(QUANT_TRAINING(step, config))
     model = Stage("int_training", "", INT_TRAINING.passes[:1])(quantized, config)
     assert INT_TRAINING.passes[0].name == "lower-to-integers" and INT_TRAINING.passes[1].run is fold_frozen
     watched = [o for n in model.graph.nodes if n.domain == DOMAIN and "role" in n.attrs for o in n.outputs]
