@@ -134,7 +134,7 @@ REFUSALS: dict[str, tuple[Callable[[Net], str], tuple[str, ...]]] = {
     "a softmax inside": (network(lambda n, x: n.node("Softmax", x, axis=1, name="attention")), ("'attention'", "Softmax")),
     "no BN left": (
         lambda n: head(n, n.relu(n.conv("x", "folded", 3, WIDTH, bias=True))),
-        ("folded at export (1 layers: ", "'folded'", "--calibrate DATA", "--keep-folded", "export again"),
+        ("folded at export, at 'folded'; pass", "--calibrate DATA", "--keep-folded", "export again"),
     ),
     "a grouped convolution": (network(grouped), ("'depthwise'", "grouped Conv (group=4)")),
     "a shared weight": (shared_weight, ("'second'", "'twice.weight'", "shared with another node")),
