@@ -45,9 +45,8 @@ def restore_batch_norm(g: Model, config: Config) -> None:
                 g.states[statistic.name].frozen = True
         return
     if config.calibrate is None:
-        names = ", ".join([*(repr(layer) for layer in layers[:SHOWN]), *(["..."] if len(layers) > SHOWN else [])])
         raise WageubnError(
-            f"BatchNormalization was folded at export ({len(layers)} layers: {names}); pass --calibrate DATA to recover it "
+            f"BatchNormalization was folded at export, at {_listed(layers)}; pass --calibrate DATA to recover it "
             "from images, or --keep-folded to train without it; or export again with BN kept (PyTorch: "
             "training=TrainingMode.TRAINING, do_constant_folding=False)"
         )
@@ -64,9 +63,14 @@ def restore_batch_norm(g: Model, config: Config) -> None:
     relative = gap / max(float(abs(before).max()), np.finfo(np.float32).tiny)
     g.notes["folded"] = {"layers": layers, "images": len(images), "max_difference": gap, "relative_difference": relative}
     g.notes["said"].append(
-        f"BatchNormalization recovered at {len(layers)} layers from {len(images)} images: logits differ by at most {gap:.2g}, "
+        f"BatchNormalization recovered from {len(images)} images at {_listed(layers)}: logits differ by at most {gap:.2g}, "
         f"{relative:.1e} of the greatest"
     )
+
+
+def _listed(layers: list[str]) -> str:
+    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return ", ".join(repr(layer) for layer in layers[:SHOWN]) + more
 
 
 # -- what was folded ------------------------------------------------------------------------------------------------------

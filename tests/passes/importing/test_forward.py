@@ -130,7 +130,7 @@ REFUSALS: dict[str, tuple[Callable[[Net], str], tuple[str, ...]]] = {
     "a softmax inside": (network(lambda n, x: n.node("Softmax", x, axis=1, name="attention")), ("'attention'", "Softmax")),
     "no BN left": (
         lambda n: head(n, n.relu(n.conv("x", "folded", 3, WIDTH, bias=True))),
-        ("folded at export (1 layers: ", "'folded'", "--calibrate DATA", "--keep-folded", "export again"),
+        ("folded at export, at 'folded'; pass", "--calibrate DATA", "--keep-folded", "export again"),
     ),
     "groups of another size": (
         grouped(WIDTH, WIDTH, 2, 3, 3), ("'depthwise'", "Conv of 4 channels with weights [4, 2, 3, 3] in 4 groups")
