@@ -134,6 +134,27 @@ def gemm_bias(graph: gs.Graph, node: gs.Node) -> bool:
     return True
 
 
+def gemm_scale(graph: gs.Graph, node: gs.Node) -> bool:
+    """Gemm(x, W, b) * a = Gemm(x, W a, b a), for a constant of one number, or one a class."""
+    following = only_reader(graph, node.outputs[0])
+    if following is None or following.op != "Mul" or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    (factor,) = (i for i in following.inputs if i is not node.outputs[0])
+    weight, turned = node.inputs[1].values, bool(node.attrs.get("transB", 0))
+    if not isinstance(factor, gs.Constant) or factor.values.size not in (1, weight.shape[0 if turned else 1]):
+        return False
+    if len(node.inputs) > 2:
+        if values(node, 2) is None:
+            return False
+        set_operand(node, 2, values(node, 2) * factor.values.reshape(-1), "bias")
+    scale = factor.values.reshape(-1, 1) if turned else factor.values.reshape(1, -1)
+    set_operand(node, 1, weight * scale, "weight")
+    redirect(graph, following.outputs[0], node.outputs[0])
+    following.inputs.clear()
+    following.outputs.clear()
+    return True
+
+
 def gemm_as_stored(graph: gs.Graph, node: gs.Node) -> bool:
     """alpha A W + beta b = A (alpha W) + (beta b), and A W = A (W^T)^T: the weight is kept as [out, in]."""
     attrs = node.attrs
@@ -168,6 +189,26 @@ def dense_convolution(graph: gs.Graph, node: gs.Node) -> bool:
     node.inputs.clear()
     node.outputs.clear()
     flatten.outputs.clear()
+    return True
+
+
+def trailing_quotient(graph: gs.Graph, node: gs.Node) -> bool:
+    """exp(z - max z) / sum(exp(z - max z)), or without the maximum, at the end, is softmax(z)."""
+    powers, total = (maker(operand) for operand in node.inputs)
+    if powers is None or total is None or powers.op != "Exp" or total.op != "ReduceSum":
+        return False
+    if total.inputs[0] is not powers.outputs[0]:
+        return False
+    logits = powers.inputs[0]
+    shift = maker(logits)
+    if shift is not None and shift.op == "Sub":
+        greatest = maker(shift.inputs[1])
+        if greatest is None or greatest.op != "ReduceMax" or greatest.inputs[0] is not shift.inputs[0]:
+            return False
+        logits = shift.inputs[0]
+    if node.outputs[0].outputs or not any(node.outputs[0] is o for o in graph.outputs) or len(logits.shape or ()) != 2:
+        return False
+    node.op, node.attrs, node.inputs = "Softmax", {}, [logits]
     return True
 
 

@@ -135,12 +135,29 @@ def _to_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         return model
     if version < OLDEST:
         raise WageubnError(f"{file}: opset {version}; the oldest that is read is {OLDEST}: export it with opset {OPSET}")
+    if OPSET < version <= onnx.defs.onnx_opset_version() and _is_valid(model, OPSET):
+        return model
     try:
         return version_converter.convert_version(model, OPSET)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise WageubnError(
             f"{file}: opset {version} cannot be brought to {OPSET} ({_line(error)}); export it with opset {OPSET}"
         ) from None
+
+
+def _is_valid(model: onnx.ModelProto, version: int) -> bool:
+    """Whether the nodes are legal at an older opset, which the model then says: most operators only gained types since.
+
+    The converter has no way down for some that did.
+    """
+    (standard,) = (o for o in model.opset_import if o.domain in STANDARD)
+    newer, standard.version = standard.version, version
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError:
+        standard.version = newer
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:

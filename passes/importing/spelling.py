@@ -16,11 +16,13 @@ from wageubn_onnx.passes.importing.heads import (
     dense_convolution,
     gemm_as_stored,
     gemm_bias,
+    gemm_scale,
     global_max_pool,
     global_pool,
     matmul_to_gemm,
     to_flatten,
     trailing,
+    trailing_quotient,
 )
 from wageubn_onnx.passes.importing.layout import to_nchw
 from wageubn_onnx.passes.importing.read import Source
@@ -64,13 +66,19 @@ def _clip(graph: gs.Graph, node: gs.Node) -> bool:
     return True
 
 
-def _own_parameters(graph: gs.Graph, node: gs.Node) -> bool:
-    """Exporters store equal parameters once; a BN trains its own."""
-    shared = [p for p in range(1, 5) if node.inputs[p].outputs[0] is not node and values(node, p) is not None]
-    for position in shared:
-        kind = ("weight", "bias", "running_mean", "running_var")[position - 1]
-        node.inputs[position] = gs.Constant(f"{node.name}.{kind}", node.inputs[position].values)
-    return bool(shared)
+PARAMETERS = {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}  # of a BN, by position
+
+
+def _own_parameters(kinds: dict[int, str]) -> Rewrite:
+    """Exporters store equal parameters once; a layer trains its own. Weights of products that are shared are meant to be."""
+
+    def rewrite(graph: gs.Graph, node: gs.Node) -> bool:
+        shared = [p for p in kinds if values(node, p) is not None and node.inputs[p].outputs[0] is not node]
+        for position in shared:
+            node.inputs[position] = gs.Constant(f"{node.name}.{kinds[position]}", node.inputs[position].values)
+        return bool(shared)
+
+    return rewrite
 
 
 GREATEST = 3.0e38  # and beyond: as good as infinity
@@ -92,14 +100,15 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "Pad": (pad_into_windows,),
     "Slice": (strided_slice,),
     "MaxPool": (merged_strides,),
-    "BatchNormalization": (_own_parameters,),
+    "BatchNormalization": (_own_parameters(PARAMETERS),),
     "Concat": (concatenated_zeros,),
-    **dict.fromkeys(["Mul", "Div", "Add", "Sub"], (affine,)),
+    **dict.fromkeys(["Mul", "Add", "Sub"], (affine,)),
+    "Div": (trailing_quotient, affine),
     **dict.fromkeys(RESHAPES, (to_flatten,)),
     **dict.fromkeys(["AveragePool", "ReduceMean", "GlobalAveragePool"], (global_pool,)),
     "GlobalMaxPool": (global_max_pool,),
     "MatMul": (matmul_to_gemm,),
-    "Gemm": (gemm_bias, gemm_as_stored),
-    "Conv": (dense_convolution,),
+    "Gemm": (_own_parameters({2: "bias"}), gemm_bias, gemm_scale, gemm_as_stored),
+    "Conv": (_own_parameters({2: "bias"}), dense_convolution),
     **dict.fromkeys(["Softmax", "LogSoftmax", "ArgMax", "Cast"], (trailing,)),
 }

@@ -83,6 +83,20 @@ def constant_nodes(n: Net) -> str:
     return logits
 
 
+def taken_apart_gemm(n: Net) -> str:
+    """alpha x W + b, as OpenVINO has it."""
+    scaled = n.node("Mul", matmul_head(n, bias=False), n.tensor("alpha", [[0.5]]))
+    return n.node("Add", scaled, n.uniform("offset", -1, 1, CLASSES))
+
+
+def shared_bias(n: Net) -> str:
+    bias = n.uniform("bias", -1, 1, WIDTH)
+    x = n.node("Conv", "x", n.uniform("w1", -0.4, 0.4, WIDTH, 3, 3, 3), bias, strides=[2, 2])
+    x = n.relu(n.bn(x, "bn1", WIDTH))
+    x = n.node("Conv", x, n.uniform("w2", -0.4, 0.4, WIDTH, WIDTH, 3, 3), bias)
+    return head(n, n.relu(n.bn(x, "bn2", WIDTH)))
+
+
 def bare_attributes(n: Net) -> str:
     """Everything optional left out: no kernel_shape, strides, pads, dilations, names."""
     x = n.node("Conv", "x", n.uniform("w", -0.4, 0.4, WIDTH, 3, 3, 3))
@@ -141,6 +155,8 @@ DIALECTS: dict[str, tuple[int, Callable[[Net], str], list[str]]] = {
     "auto_pad SAME_LOWER, stride 2": (18, lambda n: auto_pad(n, "SAME_LOWER", 2), [*STEM, "MaxPool", *PLAIN[3:]]),
     "auto_pad SAME_UPPER, 1x1 stride 2": (18, lambda n: auto_pad(n, "SAME_UPPER", 2, 1), [*STEM, "MaxPool", *PLAIN[3:]]),
     "auto_pad VALID": (18, lambda n: auto_pad(n, "VALID", 1), [*STEM, "MaxPool", *PLAIN[3:]]),
+    "matmul, mul and add": (18, taken_apart_gemm, PLAIN),
+    "one bias for two convolutions": (18, shared_bias, [*STEM, *STEM, *PLAIN[3:]]),
     "weights in Constant nodes": (13, constant_nodes, PLAIN),
     "attributes and names left out": (18, bare_attributes, PLAIN),
 }  # fmt: skip
@@ -180,6 +196,27 @@ def test_a_trailing_softmax_is_left_to_the_loss(tmp_path: Path) -> None:
     logits = run_ort(forward, {"images": x})["logits"].astype(np.float64)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     assert abs(powers / powers.sum(axis=1, keepdims=True) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("with_maximum", [True, False])
+def test_a_softmax_taken_apart(with_maximum: bool, tmp_path: Path) -> None:
+    n = Net()
+    z = head(n, stem(n))
+    last = n.tensor("last", [1], np.int64)
+    shifted = n.node("Sub", z, n.node("ReduceMax", z, last)) if with_maximum else z
+    powers = n.node("Exp", shifted)
+    model = n.model(n.node("Div", powers, n.node("ReduceSum", powers, last)))
+    assert [k for k in kinds(imported(save(model, tmp_path))) if k != "Identity"] == PLAIN
+
+
+def test_several_outputs_of_the_same_logits(tmp_path: Path) -> None:
+    """Probabilities and the answer, as TensorFlow's exports have them."""
+    n = Net()
+    z = head(n, stem(n))
+    answer = n.node("Cast", n.node("ArgMax", z, axis=1, keepdims=0), to=T.INT32)
+    model = n.model(n.node("Softmax", z))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(answer, T.INT32, ["N"]))
+    assert [k for k in kinds(imported(save(model, tmp_path))) if k != "Identity"] == PLAIN
 
 
 @pytest.mark.parametrize("opset", [9, 18])
