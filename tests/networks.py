@@ -170,6 +170,23 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def odd(seed: int = 0) -> onnx.ModelProto:
+    """Normalises its image itself; a convolution feeds another and a sum; zeros around signed numbers; a shortcut by zeros."""
+    n = Net(seed)
+    x = n.node("Sub", "x", n.tensor("centre", [[[0.3]], [[-0.2]], [[0.1]]]), name="normalise")
+    x = n.node("Mul", x, n.tensor("unit", 0.75))
+    x = n.conv(x, "stem", 3, 6)
+    y = n.bn(n.conv(n.relu(n.bn(n.conv(x, "a1", 6, 6), "a1_bn", 6)), "a2", 6, 6), "a2_bn", 6)
+    x = n.node("Pad", n.node("Add", x, y, name="a_add"), n.tensor("around", [0, 0, 1, 1] * 2, np.int64), name="around")
+    x = n.relu(n.bn(n.node("MaxPool", x, name="pool", kernel_shape=[3, 3], strides=[2, 2]), "pool_bn", 6))  # 6x6
+    y = n.bn(n.conv(x, "b1", 6, 10, strides=[2, 2]), "b1_bn", 10)  # 3x3
+    short = n.node("MaxPool", x, name="every_other", kernel_shape=[1, 1], strides=[2, 2])
+    short = n.node("Pad", short, n.tensor("channels", [0, 2, 0, 0, 0, 2, 0, 0], np.int64), name="more_channels")
+    x = n.relu(n.node("Add", y, short, name="b_add"))
+    x = n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten")
+    return with_own_statistics(n.model(n.gemm(x, 10, CLASSES)), seed)
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}
@@ -184,7 +201,7 @@ def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
     return model
 
 
-TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain, "grouped": grouped, "folded": folded}
+TOPOLOGIES = {"tiny": tiny, "preactivation": preactivation, "plain": plain, "grouped": grouped, "folded": folded, "odd": odd}
 
 
 def images(count: int = BATCH, seed: int = 0, normalised: bool = False) -> Array:

@@ -304,10 +304,11 @@ def test_a_folded_network_s_integers_are_the_float64_values(profile: str, option
         state = {key: found[f"{key}.next"] for key in state}
 
 
+@pytest.mark.parametrize("topology", ["grouped", "odd"])
 @pytest.mark.parametrize("profile", ["full8", "sq8", "fast"])
-def test_grouped_convolutions_are_as_exact(profile: str, tmp_path: Path) -> None:
+def test_other_operators_are_as_exact(profile: str, topology: str, tmp_path: Path) -> None:
     """Two steps against float64, one from the corners of the ranges, one on onnx's evaluator; on one batch the loss falls."""
-    twins = converted(tmp_path, 0, "grouped", profile=load_profile(profile))
+    twins = converted(tmp_path, 0, topology, profile=load_profile(profile))
     model, state = twins.artifacts.files["int_training"], twins.artifacts.state
     assert audit_model(model).ok
     for count, (lr, dr) in enumerate([(26, 128), (200, 8)]):

@@ -214,6 +214,8 @@ def structural(lower: Lowering, node: gs.Node) -> Value:
         raise WageubnError(f"node {node.name!r}: Pad with other than 0 has no integer lowering")
 
     def emit(x: Tensor) -> Tensor:
+        if padding and x.dtype == np.int16:  # for which no runtime has a Pad
+            x = lower.cast(x, np.int32)
         zero = [lower.g.scalar(0, x.dtype)] if padding else []
         return lower.g.op(node.op, x, *rest, *zero, name=short_name(node), **node.attrs)
 

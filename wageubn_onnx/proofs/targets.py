@@ -15,6 +15,7 @@ FORBIDDEN: dict[tuple[str, int], str] = {
         for op in ("Min", "Max", "Clip", "Sign", "ReduceMax", "ReduceMin")
     },
     **{(op, t): "inexact for large sums in onnxruntime 1.31" for op in ("Einsum", "ReduceSumSquare") for t in (T.INT32, T.INT64)},
+    ("Pad", T.INT16): "not implemented in onnxruntime 1.31; pad as int32",
     **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
 }
 EXACT_SUMS: dict[int, int] = {T.INT32: 2**31 - 1, T.INT64: 2**53 - 1}  # of a ReduceSum, by dtype: it accumulates like double
