@@ -27,7 +27,7 @@ from wageubn_onnx.quantizers import floating
 
 LEAST_REACH = 0.25  # gamma and beta that start near zero may still grow this far
 ROOM = 2  # bits by which the greatest channel's range may grow before its stored statistics saturate
-RATE_STEP = 2.0**-16  # of 1 - momentum: with a finer one the advance of a running variance would need more than 53 bits
+RATE_STEP = 2.0**-15  # of 1 - momentum: with a finer one the advance of a running variance would leave what int64 holds exactly
 VARIANCE_LIMIT = 2**36  # of a stored running variance: a deviation of half of what Q_C holds
 
 
