@@ -127,7 +127,7 @@ class Model:
     ) -> list[Tensor]:
         """Append a call of a function of this project's domain; ``types`` are its outputs'."""
         known = self.functions.setdefault(function.name, function)
-        if known.SerializeToString() != function.SerializeToString():
+        if known is not function and known != function:
             raise WageubnError(f"function {function.name} is defined twice, differently; give one of them another name")
         return self._append(function.name, DOMAIN, list(inputs), list(types), name, role, attrs)
 
@@ -252,7 +252,7 @@ def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
         model.tags[name] = model.tag(tensor)
         tensor.name = name
         graph.outputs.append(tensor)
-    graph.cleanup().toposort()
+    sort(graph, graph.outputs)
     model.reordered()
     proto = _exported(model)
     graph.outputs.clear()
@@ -261,27 +261,61 @@ def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
     return proto
 
 
+def sort(graph: gs.Graph, needed: Sequence[Tensor] | None = None) -> None:
+    """Order the nodes by depth: after those whose results they read, equal depths as they were; in linear time.
+
+    With ``needed``, nodes that these tensors do not depend on are removed.
+    """
+    order: list[gs.Node] = []
+    depths: dict[int, int] = {}
+    kept = {id(node) for node in graph.nodes} if needed is None else _needed(needed)
+    for root in (node for node in graph.nodes if id(node) in kept):
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            makers = [maker for tensor in node.inputs for maker in tensor.inputs]
+            waits_for = next((maker for maker in makers if id(maker) not in depths), None)
+            if waits_for is not None:
+                pending.append(waits_for)
+                if len(pending) > len(graph.nodes):
+                    raise WageubnError(f"node {node.name!r} waits for its own result; this is a fault of a pass")
+                continue
+            pending.pop()
+            if id(node) not in depths:
+                depths[id(node)] = 1 + max((depths[id(maker)] for maker in makers), default=-1)
+                order.append(node)
+    for node in graph.nodes:
+        if id(node) not in depths:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.nodes = sorted(order, key=lambda node: depths[id(node)])
+
+
+def _needed(tensors: Sequence[Tensor]) -> set[int]:
+    """ids of the nodes that ``tensors`` depend on."""
+    found = set[int]()
+    pending = [node for tensor in tensors for node in tensor.inputs]
+    while pending:
+        node = pending.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            pending += [maker for tensor in node.inputs for maker in tensor.inputs]
+    return found
+
+
 def next_states(model: Model) -> dict[str, Tensor]:
     """The step's state outputs: ``key.next`` for every state that the step advances."""
     return {f"{key}.next": state.after for key, state in model.states.items() if state.after is not None}
 
 
 def _exported(model: Model) -> onnx.ModelProto:
-    proto: onnx.ModelProto = gs.export_onnx(model.graph, do_type_check=False)
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    proto.ir_version = IR_VERSION
-    proto.producer_name, proto.producer_version = "wageubn-onnx", __version__
+    proto = onnx.ModelProto(ir_version=IR_VERSION, producer_name="wageubn-onnx", producer_version=__version__)
+    proto.opset_import.add(domain="", version=OPSET)
+    _fill(proto.graph, model)
     used = _called(proto.graph.node, model.functions)
     if used:
-        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-        del proto.functions[:]
+        proto.opset_import.add(domain=DOMAIN, version=1)
         proto.functions.extend(model.functions[name] for name in used)
-    for node in proto.graph.node:
-        tag = model.tags.get(node.output[0], Tag())
-        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
-            if text:
-                node.metadata_props.add(key=PREFIX + key, value=text)
     proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
     if "expected" in model.notes:
         proto.metadata_props.add(key=PREFIX + "expected", value=json.dumps(model.notes["expected"], sort_keys=True))
@@ -291,6 +325,38 @@ def _exported(model: Model) -> onnx.ModelProto:
     if model.stage == "forward":  # parameters are defaults that a caller may override
         proto.graph.initializer.extend(numpy_helper.from_array(s.value, s.key) for s in model.states.values())
     return proto
+
+
+def _fill(graph: onnx.GraphProto, model: Model) -> None:
+    """Write nodes, constants and the types of all tensors. (`gs.export_onnx` does the same, three times slower.)"""
+    graph.name = model.graph.name
+    ends = {tensor.name for tensor in (*model.graph.inputs, *model.graph.outputs)}
+    constants, variables = dict[str, Tensor](), dict[str, Tensor]()
+    for node in model.graph.nodes:
+        made = graph.node.add(op_type=node.op, name=node.name, input=[t.name for t in node.inputs])
+        made.output.extend(t.name for t in node.outputs)
+        if node.domain:
+            made.domain = node.domain
+        made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
+        tag = model.tags.get(node.outputs[0].name, Tag())
+        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
+            if text:
+                made.metadata_props.add(key=PREFIX + key, value=text)
+        for tensor in (*node.inputs, *node.outputs):
+            (constants if isinstance(tensor, gs.Constant) else variables)[tensor.name] = tensor
+    graph.initializer.extend(numpy_helper.from_array(tensor.values, name) for name, tensor in constants.items())
+    types: dict[Any, onnx.TypeProto] = {}
+    for field, tensors in (
+        (graph.input, model.graph.inputs),
+        (graph.output, model.graph.outputs),
+        (graph.value_info, [t for name, t in variables.items() if name and name not in ends]),
+    ):
+        for tensor in tensors:
+            key = np.dtype(tensor.dtype), tuple(tensor.shape)
+            if key not in types:
+                element = onnx.helper.np_dtype_to_tensor_dtype(key[0])
+                types[key] = onnx.helper.make_tensor_type_proto(element, key[1])
+            field.add(name=tensor.name, type=types[key])
 
 
 def _range(state: State) -> list[int]:

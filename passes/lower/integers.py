@@ -14,7 +14,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for
 from wageubn_onnx.geometry import Window, tap_slices
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model, Tensor, sort
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
@@ -294,7 +294,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     States keep their keys and become integers of the narrowest dtype; inputs become uint8 images and int32 scalars.
     Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
     """
-    quantized.graph.toposort()
+    sort(quantized.graph)
     quantized.reordered()
     lower = Lowering(quantized, quantized.stage, config)
     g = lower.g
