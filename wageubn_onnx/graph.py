@@ -346,17 +346,17 @@ def _fill(graph: onnx.GraphProto, model: Model) -> None:
             (constants if isinstance(tensor, gs.Constant) else variables)[tensor.name] = tensor
     graph.initializer.extend(numpy_helper.from_array(tensor.values, name) for name, tensor in constants.items())
     types: dict[Any, onnx.TypeProto] = {}
-    for field, tensors in (
+    for typed, tensors in (
         (graph.input, model.graph.inputs),
         (graph.output, model.graph.outputs),
         (graph.value_info, [t for name, t in variables.items() if name and name not in ends]),
     ):
         for tensor in tensors:
-            key = np.dtype(tensor.dtype), tuple(tensor.shape)
-            if key not in types:
-                element = onnx.helper.np_dtype_to_tensor_dtype(key[0])
-                types[key] = onnx.helper.make_tensor_type_proto(element, key[1])
-            field.add(name=tensor.name, type=types[key])
+            dtype, shape = np.dtype(tensor.dtype), tuple(tensor.shape)
+            if (dtype, shape) not in types:
+                element = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+                types[dtype, shape] = onnx.helper.make_tensor_type_proto(element, shape)
+            typed.add(name=tensor.name, type=types[dtype, shape])
 
 
 def _range(state: State) -> list[int]:
