@@ -15,7 +15,7 @@ import onnx
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN
-from wageubn_onnx.runtime.files import save_tensors
+from wageubn_onnx.runtime.files import write_tensors
 
 MANIFEST = "manifest.json"
 OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent where the profile has no integer form
@@ -76,9 +76,9 @@ class Artifacts:
         for stage, model in self.files.items():
             (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
         if self.state:
-            save_tensors(folder / "state.safetensors", self.state)
-        save_tensors(folder / "quant_state.safetensors", self.quant_state)
-        save_tensors(folder / "fp_state.safetensors", self.fp_state)
+            write_tensors(folder / "state.safetensors", self.state)
+        write_tensors(folder / "quant_state.safetensors", self.quant_state)
+        write_tensors(folder / "fp_state.safetensors", self.fp_state)
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
 
 

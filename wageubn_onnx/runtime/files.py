@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as encode_tensors
+from safetensors.numpy import save_file
 
 from wageubn_onnx.errors import WageubnError
 
@@ -24,21 +24,27 @@ METADATA_KEY = "wageubn"
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a binary file that takes the place of ``path`` when the block ends, and vanishes if the block raises.
+def _taking_the_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of a file to make, which takes the place of ``path`` when the block ends, and vanishes if the block raises.
 
     The temporary file lies in the same folder, so that the final ``os.replace`` never crosses file systems.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the place of ``path`` when the block ends, and vanishes if the block raises."""
+    with _taking_the_place_of(path) as temporary, open(temporary, "xb") as file:
+        yield file
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -57,10 +63,16 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], met
 
     Equal arguments give equal bytes.
     """
+    with _taking_the_place_of(path) as temporary:
+        write_tensors(temporary, tensors, metadata)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
+    """The same, where the folder as a whole is made atomically."""
     entries = {METADATA_KEY: json.dumps(metadata, sort_keys=True)} if metadata is not None else None
     # not ascontiguousarray, which would turn a scalar into a vector
     whole = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    write_bytes(path, encode_tensors(whole, entries))
+    save_file(whole, path, entries)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
