@@ -306,8 +306,11 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
             lo, hi = state.info.get("least", -state.info["limit"]), state.info["limit"]
             plain = state.kind in ("step", "exponent")
             exponent, dtype = int(state.info["exponent"]), np.dtype(np.int32) if plain else dtype_for(lo, hi)
-            integers = np.clip(np.round(np.ldexp(state.value.astype(np.float64), -exponent)), lo, hi)
-            mine = g.state(state.key, state.kind, state.layer, np.asarray(integers, dtype), **state.info | {"least": lo})
+            if quantized.stage == "quant_eval":  # it starts from the step's states; here their types count
+                start = np.broadcast_to(np.zeros((), dtype), state.value.shape)
+            else:
+                start = _mantissas(state.value, exponent, lo, hi, dtype)
+            mine = g.state(state.key, state.kind, state.layer, start, **state.info | {"least": lo})
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
         lower.run(RULES)
         for key, state in quantized.states.items():
@@ -328,6 +331,16 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
                 g.notes.setdefault("gradient_exponents", {})[key] = value.exponent
     g.notes |= {"classes": quantized.notes["classes"], "expected": quantized.notes["expected"], "lowered": lower.values}
     return g
+
+
+def _mantissas(values: np.ndarray[Any, Any], exponent: int, lo: int, hi: int, dtype: Any) -> np.ndarray[Any, Any]:
+    """values / 2^exponent, rounded half to even, inside lo..hi."""
+    if lo <= 0 <= hi and not values.any():
+        return np.zeros(values.shape, dtype)  # momenta: as large as all weights, and no memory until written
+    scaled = np.array(values, np.float64)
+    scaled *= 2.0**-exponent  # exact
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, lo, hi, out=scaled).astype(dtype)
 
 
 # What a caller passes beyond these is brought into them, so that no bound rests on a caller's good will
