@@ -174,7 +174,7 @@ def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Pat
             raise OSError(28, "No space left on device", str(path))
         path.write_bytes(b"")
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_tensors", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +189,7 @@ def test_an_old_folder_survives_a_failed_write(
     def full(path: Path, *rest: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_tensors", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert contents(tmp_path / "out") == before

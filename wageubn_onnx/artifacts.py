@@ -7,14 +7,16 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from wageubn_onnx.encoding import Parts, encode
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.graph import DOMAIN, add_parameters
 from wageubn_onnx.runtime.files import write_tensors
 
 MANIFEST = "manifest.json"
@@ -23,12 +25,13 @@ OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What `convert` makes. files: stage -> model; the states: key -> initial value; manifest: see docs/artifacts.md.
+    """What `convert` makes. graphs: stage -> model, `forward` without its parameters, which ``fp_state`` has; the states: key ->
+    initial value; manifest: see docs/artifacts.md.
 
     Of a profile without an integer form there are no integer stages, and ``state`` is empty.
     """
 
-    files: dict[str, onnx.ModelProto]
+    graphs: dict[str, onnx.ModelProto]
     fp_state: dict[str, np.ndarray[Any, Any]]
     quant_state: dict[str, np.ndarray[Any, Any]]
     state: dict[str, np.ndarray[Any, Any]]
@@ -39,11 +42,28 @@ class Artifacts:
         """Lines for the user, one each: what of the source is not kept, and how close the rest comes."""
         return list(self.manifest["notes"])
 
+    @cached_property
+    def files(self) -> dict[str, onnx.ModelProto]:
+        """Stage -> model, as the files have them."""
+        forward = onnx.ModelProto()
+        forward.CopyFrom(self.graphs["forward"])
+        add_parameters(forward, self._parameters("forward"))
+        return self.graphs | {"forward": forward}
+
+    def _parameters(self, stage: str) -> dict[str, np.ndarray[Any, Any]]:
+        """What the file of ``stage`` has beyond its graph."""
+        if stage != "forward":
+            return {}
+        return {i.name: self.fp_state[i.name] for i in self.graphs[stage].graph.input if i.name in self.fp_state}
+
+    def _encoded(self, stage: str) -> Parts:
+        return encode(self.graphs[stage], self._parameters(stage))
+
     def summary(self) -> list[tuple[str, int, int, int]]:
         """Rows of (stage, nodes, quantize nodes, bytes)."""
         return [
-            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), m.ByteSize())
-            for stage, m in self.files.items()
+            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), sum(map(len, self._encoded(stage))))
+            for stage, m in self.graphs.items()
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -73,8 +93,9 @@ class Artifacts:
             shutil.rmtree(made, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        for stage, model in self.files.items():
-            (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        for stage in self.graphs:
+            with open(folder / f"{stage}.onnx", "wb") as file:
+                file.writelines(self._encoded(stage))
         if self.state:
             write_tensors(folder / "state.safetensors", self.state)
         write_tensors(folder / "quant_state.safetensors", self.quant_state)

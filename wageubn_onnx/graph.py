@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -141,8 +141,9 @@ class Model:
         ]
         node = gs.Node(kind, base, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain or None)
         self.graph.nodes.append(node)
+        tag = Tag(layer, role, self._context.made_by)
         for output in outputs:
-            self.tags[output.name] = replace(self._context, role=role)
+            self.tags[output.name] = tag
         if self._by_role is not None:
             self._by_role.setdefault(role, []).append(outputs[0])
         return outputs
@@ -238,9 +239,10 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
+def to_proto(model: Model, outputs: dict[str, Tensor], parameters: bool = True) -> onnx.ModelProto:
     """The model as a file's contents, ``outputs`` by name: nodes named and tagged, shapes and dtypes of all tensors.
 
+    The parameters of `forward` are defaults that a caller may override; ``parameters`` False leaves them out.
     What no output needs is removed from the model for good; the outputs' names are lent for the file only, since later passes
     put other tensors in their place.
     """
@@ -255,6 +257,8 @@ def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
     sort(graph, graph.outputs)
     model.reordered()
     proto = _exported(model)
+    if model.stage == "forward" and parameters:
+        add_parameters(proto, {key: state.value for key, state in model.states.items()})
     graph.outputs.clear()
     for tensor, name in lent:
         tensor.name = name
@@ -303,6 +307,11 @@ def _needed(tensors: Sequence[Tensor]) -> set[int]:
     return found
 
 
+def add_parameters(proto: onnx.ModelProto, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Give inputs of ``proto`` these defaults."""
+    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+
+
 def next_states(model: Model) -> dict[str, Tensor]:
     """The step's state outputs: ``key.next`` for every state that the step advances."""
     return {f"{key}.next": state.after for key, state in model.states.items() if state.after is not None}
@@ -322,8 +331,6 @@ def _exported(model: Model) -> onnx.ModelProto:
     if model.stage in INTEGER_STAGES:  # what the overflow proof starts from
         ranges = {v.name: _range(model.states[v.name]) for v in proto.graph.input if v.name in model.states}
         proto.metadata_props.add(key=PREFIX + "ranges", value=json.dumps(ranges, sort_keys=True))
-    if model.stage == "forward":  # parameters are defaults that a caller may override
-        proto.graph.initializer.extend(numpy_helper.from_array(s.value, s.key) for s in model.states.values())
     return proto
 
 

@@ -164,7 +164,7 @@ def _places(source: Model) -> tuple[str, str, list[str]]:
 
 
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
-    proto = to_proto(model, outputs)
+    proto = to_proto(model, outputs, parameters=False)
     check_stage(proto, model.stage)
     if model.stage in INTEGER_STAGES:
         require(proto, model.stage)
