@@ -337,10 +337,16 @@ def _mantissas(values: np.ndarray[Any, Any], exponent: int, lo: int, hi: int, dt
     """values / 2^exponent, rounded half to even, inside lo..hi."""
     if lo <= 0 <= hi and not values.any():
         return np.zeros(values.shape, dtype)  # momenta: as large as all weights, and no memory until written
-    scaled = np.array(values, np.float64)
-    scaled *= 2.0**-exponent  # exact
-    np.rint(scaled, out=scaled)
-    return np.clip(scaled, lo, hi, out=scaled).astype(dtype)
+    found: np.ndarray[Any, Any] = np.empty(values.shape, dtype)
+    given, made = values.reshape(-1), found.reshape(-1)
+    for start in range(0, values.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        scaled = np.multiply(given[part], 2.0**-exponent, dtype=np.float64)  # exact
+        made[part] = np.rint(scaled, out=scaled).clip(lo, hi)
+    return found
+
+
+BLOCK = 2**16  # elements at once: what float64 needs stays in the cache
 
 
 # What a caller passes beyond these is brought into them, so that no bound rests on a caller's good will
