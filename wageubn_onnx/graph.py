@@ -79,7 +79,7 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _shared: dict[str, Tensor] = field(default_factory=dict)  # small constants by name
-    _by_role: dict[str, list[Tensor]] | None = None  # what `by_role` returns; None after nodes were removed or moved
+    _by_role: dict[tuple[str, str | None], list[Tensor]] | None = None  # role and layer (None: all); None: nodes were moved
     _context: Tag = field(default_factory=Tag)
 
     @staticmethod
@@ -144,8 +144,7 @@ class Model:
         tag = Tag(layer, role, self._context.made_by)
         for output in outputs:
             self.tags[output.name] = tag
-        if self._by_role is not None:
-            self._by_role.setdefault(role, []).append(outputs[0])
+        self._note_role(outputs[0])
         return outputs
 
     def constant(self, value: Any, dtype: Any = np.float32, name: str = "const") -> Tensor:
@@ -184,16 +183,23 @@ class Model:
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 
-    def by_role(self, *roles: str) -> list[Tensor]:
-        """The tensors, each the first output of its node, that carry one of these roles, in graph order."""
+    def by_role(self, *roles: str, layer: str | None = None) -> list[Tensor]:
+        """The tensors, each the first output of its node, with one of these roles, in graph order; of one ``layer`` or all."""
         if self._by_role is None:
             self._by_role = {}
             for node in self.graph.nodes:
                 if node.outputs:
-                    self._by_role.setdefault(self.tag(node.outputs[0]).role, []).append(node.outputs[0])
+                    self._note_role(node.outputs[0])
         if len(roles) == 1:
-            return list(self._by_role.get(roles[0], []))
-        return [n.outputs[0] for n in self.graph.nodes if n.outputs and self.tag(n.outputs[0]).role in roles]
+            return list(self._by_role.get((roles[0], layer), []))
+        tags = ((n.outputs[0], self.tag(n.outputs[0])) for n in self.graph.nodes if n.outputs)
+        return [tensor for tensor, tag in tags if tag.role in roles and layer in (None, tag.layer)]
+
+    def _note_role(self, tensor: Tensor) -> None:
+        if self._by_role is not None:
+            tag = self.tag(tensor)
+            for layer in (None, tag.layer):
+                self._by_role.setdefault((tag.role, layer), []).append(tensor)
 
     def reordered(self) -> None:
         """To be told when nodes were removed or sorted."""
@@ -246,11 +252,12 @@ def to_proto(model: Model, outputs: dict[str, Tensor], parameters: bool = True) 
     What no output needs is removed from the model for good; the outputs' names are lent for the file only, since later passes
     put other tensors in their place.
     """
-    graph, lent = model.graph, list[tuple[Tensor, str]]()
+    graph, lent, taken = model.graph, list[tuple[Tensor, str]](), set[int]()
     for name, tensor in outputs.items():
-        if not tensor.inputs or any(tensor is t for t, _ in lent):
+        if not tensor.inputs or id(tensor) in taken:
             tensor = model.op("Identity", tensor, name="output")
         lent.append((tensor, tensor.name))
+        taken.add(id(tensor))
         model.tags[name] = model.tag(tensor)
         tensor.name = name
         graph.outputs.append(tensor)

@@ -59,7 +59,7 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         with g.context(layer=layer):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
         for role in ("BN.K", "BN.B"):
-            (tensor,) = (t for t in g.by_role(role) if g.tag(t).layer == layer)
+            (tensor,) = g.by_role(role, layer=layer)
             insert(g, tensor, floating.grid, step, role, coefficient)
 
 

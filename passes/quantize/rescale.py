@@ -59,8 +59,8 @@ def _batch_norm_after(g: Model, slot: Tensor) -> tuple[State, State, Any] | None
         return None
     layer = layers.pop()
     states = {s.kind: s for s in g.states.values() if s.layer == layer}
-    (epsilon,) = (source(t).inputs[1] for t in g.by_role("BN.eps") if g.tag(t).layer == layer)
-    return states["running_mean"], states["running_var"], epsilon
+    (shifted,) = g.by_role("BN.eps", layer=layer)
+    return states["running_mean"], states["running_var"], source(shifted).inputs[1]
 
 
 PASS = Pass("rescale", "trained weights scaled by powers of two into the fixed weight grid", rescale)
