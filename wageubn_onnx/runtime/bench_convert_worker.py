@@ -16,6 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STAGES = ("forward", "fp_training", "quant_training", "int_training", "quant_eval", "int_eval", "proof", "writing", "rest")
+
+
+Conversion = Callable[[str, str], int]  # of a file, to a path; returns how many nodes it made
+
 
 class Clock:
     """Shares out time and peak memory among labels, of which one is always on.
@@ -81,7 +86,7 @@ def _forget_peak() -> None:
 # -- the contenders -------------------------------------------------------------------------------------------------------
 
 
-def _ours(clock: Clock, batch: int) -> Callable[[str, str], None]:
+def _ours(clock: Clock, batch: int) -> Conversion:
     from wageubn_onnx import Config, artifacts, pipeline
 
     clock.time(pipeline.Stage, "__call__", lambda stage: stage.name)
@@ -89,28 +94,30 @@ def _ours(clock: Clock, batch: int) -> Callable[[str, str], None]:
     clock.time(pipeline, "require", lambda model: "proof")
     clock.time(artifacts.Artifacts, "save", lambda made: "writing")
 
-    def run(model: str, out: str) -> None:
-        pipeline.convert(model, Config(batch=batch), out)
+    def run(model: str, out: str) -> int:
+        made = pipeline.convert(model, Config(batch=batch), out)
+        return sum(len(graph.graph.node) for graph in made.graphs.values())
 
     return run
 
 
-def _onnxsim(clock: Clock, batch: int) -> Callable[[str, str], None]:
+def _onnxsim(clock: Clock, batch: int) -> Conversion:
     import onnx
     import onnxsim
 
-    def run(model: str, out: str) -> None:
+    def run(model: str, out: str) -> int:
         simplified, _ = onnxsim.simplify(onnx.load(model))
         onnx.save(simplified, f"{out}.onnx")
+        return len(simplified.graph.node)
 
     return run
 
 
-def _generate_artifacts(clock: Clock, batch: int) -> Callable[[str, str], None]:
+def _generate_artifacts(clock: Clock, batch: int) -> Conversion:
     import onnx
     from onnxruntime.training import artifacts
 
-    def run(model: str, out: str) -> None:
+    def run(model: str, out: str) -> int:
         proto = onnx.load(model)
         statistics = _train_batch_norm(proto)
         trained = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.name not in statistics]
@@ -123,6 +130,7 @@ def _generate_artifacts(clock: Clock, batch: int) -> Callable[[str, str], None]:
             optimizer=artifacts.OptimType.SGD,
             artifact_directory=out,
         )
+        return len(onnx.load(f"{out}/training_model.onnx").graph.node)
 
     return run
 
@@ -133,14 +141,14 @@ def _train_batch_norm(proto: Any) -> set[str]:
 
     statistics: set[str] = set()
     for node in proto.graph.node:
-        if node.op_type == "BatchNormalization":
+        if node.op_type == "BatchNormalization" and len(node.output) == 1:
             node.attribute.append(onnx.helper.make_attribute("training_mode", 1))
             node.output.extend(f"{name}.batch" for name in node.input[3:5])
             statistics.update(node.input[3:5])
     return statistics
 
 
-KINDS = {"wageubn": _ours, "onnxsim": _onnxsim, "artifacts": _generate_artifacts}
+KINDS: dict[str, Callable[[Clock, int], Conversion]] = {"wageubn": _ours, "onnxsim": _onnxsim, "artifacts": _generate_artifacts}
 
 
 def main(kind: str, model: str, out: str, batch: int) -> None:
@@ -149,10 +157,11 @@ def main(kind: str, model: str, out: str, batch: int) -> None:
     run = KINDS[kind](clock, batch)
     wall, cpu = time.perf_counter(), time.process_time()
     with clock.on("rest"):
-        run(model, out)
+        nodes = run(model, out)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     stages = {label: [seconds, clock.peaks[label]] for label, seconds in clock.seconds.items() if label != "imports"}
-    print(json.dumps({"seconds": wall, "cpu_seconds": cpu, "peak_bytes": max(clock.peaks.values()), "stages": stages}))
+    whole = {"nodes": nodes, "seconds": wall, "cpu_seconds": cpu, "peak_bytes": max(clock.peaks.values())}
+    print(json.dumps(whole | {"stages": stages}))
 
 
 if __name__ == "__main__":
