@@ -9,7 +9,7 @@ import json
 import pkgutil
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -169,10 +169,9 @@ def test_its_own_folder_is_overwritten_and_what_lies_beside_stays(tiny_artifacts
 def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when the last state is written: no folder, and nothing temporary."""
 
-    def full(path: Path, *rest: Any) -> None:
-        if Path(path).name == "fp_state.safetensors":
-            raise OSError(28, "No space left on device", str(path))
-        path.write_bytes(b"")
+    def full(file: BinaryIO, *rest: Any) -> None:
+        if Path(file.name).name == "fp_state.safetensors":
+            raise OSError(28, "No space left on device", file.name)
 
     monkeypatch.setattr(wageubn_onnx.artifacts, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
@@ -186,8 +185,8 @@ def test_an_old_folder_survives_a_failed_write(
     tiny_artifacts.save(tmp_path / "out")
     before = contents(tmp_path / "out")
 
-    def full(path: Path, *rest: Any) -> None:
-        raise OSError(28, "No space left on device", str(path))
+    def full(file: BinaryIO, *rest: Any) -> None:
+        raise OSError(28, "No space left on device", file.name)
 
     monkeypatch.setattr(wageubn_onnx.artifacts, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):

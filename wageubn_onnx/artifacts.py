@@ -96,10 +96,10 @@ class Artifacts:
         for stage in self.graphs:
             with open(folder / f"{stage}.onnx", "wb") as file:
                 file.writelines(self._encoded(stage))
-        if self.state:
-            write_tensors(folder / "state.safetensors", self.state)
-        write_tensors(folder / "quant_state.safetensors", self.quant_state)
-        write_tensors(folder / "fp_state.safetensors", self.fp_state)
+        for name, state in (("state", self.state), ("quant_state", self.quant_state), ("fp_state", self.fp_state)):
+            if state:
+                with open(folder / f"{name}.safetensors", "wb") as file:
+                    write_tensors(file, state)
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
 
 

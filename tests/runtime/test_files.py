@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import atomic_write, load_tensors, save_tensors, write_bytes, write_text
+from wageubn_onnx.runtime.files import DTYPES, METADATA_KEY, atomic_write, load_tensors, save_tensors, write_bytes, write_text
 
 
 def test_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -44,6 +46,19 @@ def test_tensors_keep_shapes_dtypes_and_metadata(tmp_path: Path) -> None:
         assert loaded[key].dtype == value.dtype
         assert loaded[key].shape == value.shape
         np.testing.assert_array_equal(loaded[key], value)
+
+
+def test_the_bytes_are_those_of_the_library(tmp_path: Path) -> None:
+    """All dtypes, in any order of keys; zeros of both signs, scalars, nothing, strides, and text that JSON escapes."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {f"{d}.a": np.arange(7).astype(d) for d in reversed(DTYPES)}
+    tensors |= {f"{d}.Z": np.zeros((3, 5), d) for d in DTYPES}
+    tensors |= {"minus": np.full(4, -0.0, np.float32), "scalar": np.array(5, np.int32), "none": np.ones((2, 0), np.int8)}
+    tensors |= {'"ä\\\n': np.array(0, np.int64), "columns": np.arange(6, dtype=np.int16).reshape(2, 3).T}
+    whole = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+    for metadata in (None, {"x": "é"}):
+        save_tensors(tmp_path / "s", tensors, metadata)
+        entries = None if metadata is None else {METADATA_KEY: json.dumps(metadata)}
+        assert (tmp_path / "s").read_bytes() == safetensors.numpy.save(whole, entries)
 
 
 def test_equal_contents_are_equal_bytes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,38 +14,46 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wageubn_onnx.errors import WageubnError
 
 Array = NDArray[Any]
 
+# In the order of their tensors in a file
+DTYPES = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 # safetensors keeps metadata in an unordered map; a single entry makes equal contents equal bytes.
 METADATA_KEY = "wageubn"
 
 
 @contextmanager
-def _taking_the_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a file to make, which takes the place of ``path`` when the block ends, and vanishes if the block raises.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the place of ``path`` when the block ends, and vanishes if the block raises.
 
     The temporary file lies in the same folder, so that the final ``os.replace`` never crosses file systems.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a binary file that takes the place of ``path`` when the block ends, and vanishes if the block raises."""
-    with _taking_the_place_of(path) as temporary, open(temporary, "xb") as file:
-        yield file
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -63,16 +72,36 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], met
 
     Equal arguments give equal bytes.
     """
-    with _taking_the_place_of(path) as temporary:
-        write_tensors(temporary, tensors, metadata)
+    with atomic_write(path) as file:
+        write_tensors(file, tensors, metadata)
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
-    """The same, where the folder as a whole is made atomically."""
-    entries = {METADATA_KEY: json.dumps(metadata, sort_keys=True)} if metadata is not None else None
-    # not ascontiguousarray, which would turn a scalar into a vector
-    whole = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    save_file(whole, path, entries)
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
+    """The same into an empty ``file``: the bytes of `safetensors.numpy.save`, without a copy of the tensors in memory.
+
+    The format (github.com/huggingface/safetensors#format): the header's length as a little-endian uint64, the header in JSON,
+    padded to 8 bytes, the tensors: wide dtypes first, then by name. Tensors of zeros, as momenta start, become holes in the file.
+    """
+    order = sorted(tensors, key=lambda key: (list(DTYPES).index(tensors[key].dtype.name), key))
+    header: dict[str, Any] = {}
+    if metadata is not None:
+        header["__metadata__"] = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    end = 0
+    for key in order:
+        start, end = end, end + tensors[key].nbytes
+        dtype = DTYPES[tensors[key].dtype.name]
+        header[key] = {"dtype": dtype, "shape": tensors[key].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for key in order:
+        value = np.ascontiguousarray(tensors[key], tensors[key].dtype.newbyteorder("<")).reshape(-1)
+        raw = value.view(np.uint8)
+        if raw.any():
+            file.write(raw.data)
+        else:
+            file.seek(raw.nbytes, os.SEEK_CUR)
+    file.truncate()
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
