@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib
 import json
@@ -193,6 +194,20 @@ def test_an_old_folder_survives_a_failed_write(
         tiny_artifacts.save(tmp_path / "out")
     assert contents(tmp_path / "out") == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_left_as_it_was(enabled: bool, tiny_file: Path, tmp_path: Path) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        convert(tiny_file, CONFIG)
+        assert gc.isenabled() is enabled
+        with pytest.raises(WageubnError):
+            convert(tmp_path / "absent.onnx", CONFIG)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_the_summary_counts_what_is_there(tiny_artifacts: Artifacts) -> None:

@@ -309,7 +309,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
             if quantized.stage == "quant_eval":  # it starts from the step's states; here their types count
                 start = np.broadcast_to(np.zeros((), dtype), state.value.shape)
             else:
-                start = _mantissas(state.value, exponent, lo, hi, dtype)
+                start = mantissas_of(state.value, exponent, lo, hi, dtype)
             mine = g.state(state.key, state.kind, state.layer, start, **state.info | {"least": lo})
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
         lower.run(RULES)
@@ -333,7 +333,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     return g
 
 
-def _mantissas(values: np.ndarray[Any, Any], exponent: int, lo: int, hi: int, dtype: Any) -> np.ndarray[Any, Any]:
+def mantissas_of(values: np.ndarray[Any, Any], exponent: int, lo: int, hi: int, dtype: Any) -> np.ndarray[Any, Any]:
     """values / 2^exponent, rounded half to even, inside lo..hi."""
     if lo <= 0 <= hi and not values.any():
         return np.zeros(values.shape, dtype)  # momenta: as large as all weights, and no memory until written

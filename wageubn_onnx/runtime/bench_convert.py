@@ -80,12 +80,12 @@ def bench_convert(
     onnxruntime-training, is given. Raises WageubnError where a contender fails, or there is no model.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        files = [Path(model) for model in models] or _built(Path(scratch))
+        files = [Path(model) for model in models] or built(Path(scratch))
         kinds = ["wageubn", *(["onnxsim"] if find_spec("onnxsim") else []), *(["artifacts"] if training_python else [])]
         return [_measured(file, kinds, rounds, batch, training_python, Path(scratch)) for file in files]
 
 
-def _built(folder: Path) -> list[Path]:
+def built(folder: Path) -> list[Path]:
     """The default models, made by this checkout's models/resnet.py."""
     source = CHECKOUT / "models" / "resnet.py"
     spec = importlib.util.spec_from_file_location("resnet", source)
@@ -112,7 +112,7 @@ def _measured(
     for _ in range(rounds):
         for kind in kinds:
             with tempfile.TemporaryDirectory(dir=scratch) as out:
-                found[kind].append(_run(kind, file, Path(out) / "out", batch, training_python))
+                found[kind].append(run_once(kind, file, Path(out) / "out", batch, training_python))
     contenders = [_contender(kind, found[kind]) for kind in kinds]
     ours = found["wageubn"]
     stages = [
@@ -132,7 +132,7 @@ def _ratio(kind: str, ours: list[dict[str, Any]], others: list[dict[str, Any]]) 
     return Ratio(NAMES[kind], *(median(a[key] / b[key] for a, b in zip(ours, others, strict=True)) for key in keys))
 
 
-def _run(kind: str, file: Path, out: Path, batch: int, training_python: str | os.PathLike[str] | None) -> dict[str, Any]:
+def run_once(kind: str, file: Path, out: Path, batch: int, training_python: str | os.PathLike[str] | None) -> dict[str, Any]:
     """One conversion in a process of its own; raises WageubnError where it fails."""
     if kind == "artifacts" and training_python is not None:
         command = [str(training_python), "-I", str(worker.__file__)]  # none of this environment's packages
