@@ -18,7 +18,6 @@ from wageubn_onnx.pipeline import STAGES as PIPELINE
 from wageubn_onnx.runtime import bench_convert
 from wageubn_onnx.runtime.bench_convert_worker import KINDS, STAGES, Clock
 
-
 DIGITS = Path(__file__).parents[2] / "models/digits_resnet.onnx"
 
 
