@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib
 import json
@@ -169,12 +170,11 @@ def test_its_own_folder_is_overwritten_and_what_lies_beside_stays(tiny_artifacts
 def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when the last state is written: no folder, and nothing temporary."""
 
-    def full(path: Path, *rest: Any) -> None:
-        if Path(path).name == "fp_state.safetensors":
+    def full(tensors: Any, path: Path) -> None:
+        if path.name == "fp_state.safetensors":
             raise OSError(28, "No space left on device", str(path))
-        path.write_bytes(b"")
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_tensors", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -186,14 +186,28 @@ def test_an_old_folder_survives_a_failed_write(
     tiny_artifacts.save(tmp_path / "out")
     before = contents(tmp_path / "out")
 
-    def full(path: Path, *rest: Any) -> None:
+    def full(tensors: Any, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_tensors", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert contents(tmp_path / "out") == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_left_as_it_was(enabled: bool, tiny_file: Path, tmp_path: Path) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        convert(tiny_file, CONFIG)
+        assert gc.isenabled() is enabled
+        with pytest.raises(WageubnError):
+            convert(tmp_path / "absent.onnx", CONFIG)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_the_summary_counts_what_is_there(tiny_artifacts: Artifacts) -> None:

@@ -7,15 +7,17 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from safetensors.numpy import save_file
 
+from wageubn_onnx.encoding import Parts, encode
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import DOMAIN
-from wageubn_onnx.runtime.files import save_tensors
+from wageubn_onnx.graph import DOMAIN, add_parameters
 
 MANIFEST = "manifest.json"
 OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent where the profile has no integer form
@@ -23,12 +25,14 @@ OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What `convert` makes. files: stage -> model; the states: key -> initial value; manifest: see docs/artifacts.md.
+    """What `convert` makes. graphs: stage -> model, `forward` without its ``parameters``; the states: key -> initial value;
+    manifest: see docs/artifacts.md.
 
     Of a profile without an integer form there are no integer stages, and ``state`` is empty.
     """
 
-    files: dict[str, onnx.ModelProto]
+    graphs: dict[str, onnx.ModelProto]
+    parameters: dict[str, np.ndarray[Any, Any]]
     fp_state: dict[str, np.ndarray[Any, Any]]
     quant_state: dict[str, np.ndarray[Any, Any]]
     state: dict[str, np.ndarray[Any, Any]]
@@ -39,11 +43,26 @@ class Artifacts:
         """Lines for the user, one each: what of the source is not kept, and how close the rest comes."""
         return list(self.manifest["notes"])
 
+    @cached_property
+    def files(self) -> dict[str, onnx.ModelProto]:
+        """Stage -> model, as the files have them."""
+        forward = onnx.ModelProto()
+        forward.CopyFrom(self.graphs["forward"])
+        add_parameters(forward, self._parameters("forward"))
+        return self.graphs | {"forward": forward}
+
+    def _parameters(self, stage: str) -> dict[str, np.ndarray[Any, Any]]:
+        """What the file of ``stage`` has beyond its graph."""
+        return self.parameters if stage == "forward" else {}
+
+    def _encoded(self, stage: str) -> Parts:
+        return encode(self.graphs[stage], self._parameters(stage))
+
     def summary(self) -> list[tuple[str, int, int, int]]:
         """Rows of (stage, nodes, quantize nodes, bytes)."""
         return [
-            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), m.ByteSize())
-            for stage, m in self.files.items()
+            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), sum(map(len, self._encoded(stage))))
+            for stage, m in self.graphs.items()
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -73,12 +92,12 @@ class Artifacts:
             shutil.rmtree(made, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        for stage, model in self.files.items():
-            (folder / f"{stage}.onnx").write_bytes(model.SerializeToString(deterministic=True))
-        if self.state:
-            save_tensors(folder / "state.safetensors", self.state)
-        save_tensors(folder / "quant_state.safetensors", self.quant_state)
-        save_tensors(folder / "fp_state.safetensors", self.fp_state)
+        for stage in self.graphs:
+            with open(folder / f"{stage}.onnx", "wb") as file:
+                file.writelines(self._encoded(stage))
+        for name, state in (("state", self.state), ("quant_state", self.quant_state), ("fp_state", self.fp_state)):
+            if state:
+                save_file({key: np.asarray(value, order="C") for key, value in state.items()}, folder / f"{name}.safetensors")
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
 
 

@@ -21,6 +21,7 @@ from wageubn_onnx.profiles import NAMES, load_profile
 if TYPE_CHECKING:
     from wageubn_onnx.proofs.ranges import Proof
     from wageubn_onnx.runtime.bench import BenchResult
+    from wageubn_onnx.runtime.bench_convert import ConvertResult
     from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
 
@@ -445,6 +446,33 @@ def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool 
         _print_bench(result)
 
 
+@bench.command("convert", epilog=_example("wageubn-onnx bench convert resnet50.onnx --rounds 5"))
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=PATH)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Conversions by each, in turns.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(min=1), help="Images a training step takes.")
+@click.option(
+    "--training-python",
+    type=PATH,
+    metavar="PYTHON",
+    help="Interpreter of an environment with onnxruntime-training; else without.",
+)
+@json_option
+def bench_convert(models: tuple[Path, ...], rounds: int, batch: int, training_python: Path | None, as_json: bool) -> None:
+    """Time `convert` and measure its memory, by stages, beside onnxsim (where installed) and generate_artifacts.
+
+    Without MODEL it takes ResNet-18, 50 and 152 of a checkout's models/resnet.py, untrained.
+    """
+    from wageubn_onnx.runtime.bench_convert import bench_convert as run
+
+    with _working("converting"):
+        results = run(models, rounds, batch, training_python)
+    if as_json:
+        _print_json([result.to_json() for result in results])
+    else:
+        for result in results:
+            _print_convert(result)
+
+
 @bench.command("accuracy", epilog=_example("wageubn-onnx bench accuracy fashion --data fashion.npz --jobs 2"))
 @click.argument("name", metavar="[EXPERIMENT]", required=False)
 @click.option("--data", "data_path", type=PATH, metavar="DATA", help="What the experiment trains on, as for `train`.")
@@ -574,6 +602,19 @@ def _print_bench(result: BenchResult) -> None:
         for c in result.contenders
     ]
     _print_table(f"batch {result.batch}, {result.threads} threads", columns, rows)
+
+
+def _print_convert(result: ConvertResult) -> None:
+    for ratio in result.ratios:
+        cost = f"{ratio.seconds:.2f} of the time, {ratio.cpu_seconds:.2f} of the CPU time, {ratio.peak_bytes:.2f} of the memory"
+        click.echo(f"{result.model}, convert / {ratio.against}: {cost}")
+    rows = [
+        [c.name, f"{c.seconds:.2f}", f"{c.cpu_seconds:.2f}", f"{c.peak_bytes / 2**20:.0f}", str(c.nodes)]
+        for c in result.contenders
+    ]
+    _print_table(f"{result.model}: medians", ["conversion", "s", "CPU s", "peak MiB", "nodes"], rows)
+    stages = [[s.name, f"{s.seconds:.2f}", f"{s.peak_bytes / 2**20:.0f}"] for s in result.stages]
+    _print_table(f"{result.model}: stages of convert", ["stage", "s", "peak MiB"], stages)
 
 
 if __name__ == "__main__":

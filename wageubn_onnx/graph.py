@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,7 +87,7 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _shared: dict[str, Tensor] = field(default_factory=dict)  # small constants by name
-    _by_role: dict[str, list[Tensor]] | None = None  # what `by_role` returns; None after nodes were removed or moved
+    _by_role: dict[tuple[str, str | None], list[Tensor]] | None = None  # role and layer (None: all); None: nodes were moved
     _context: Tag = field(default_factory=Tag)
 
     @staticmethod
@@ -135,7 +135,7 @@ class Model:
     ) -> list[Tensor]:
         """Append a call of a function of this project's domain; ``types`` are its outputs'."""
         known = self.functions.setdefault(function.name, function)
-        if known.SerializeToString() != function.SerializeToString():
+        if known is not function and known != function:
             raise WageubnError(f"function {function.name} is defined twice, differently; give one of them another name")
         return self._append(function.name, DOMAIN, list(inputs), list(types), name, role, attrs)
 
@@ -149,10 +149,10 @@ class Model:
         ]
         node = gs.Node(kind, base, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain or None)
         self.graph.nodes.append(node)
+        tag = Tag(layer, role, self._context.made_by)
         for output in outputs:
-            self.tags[output.name] = replace(self._context, role=role)
-        if self._by_role is not None:
-            self._by_role.setdefault(role, []).append(outputs[0])
+            self.tags[output.name] = tag
+        self._note_role(outputs[0])
         return outputs
 
     def constant(self, value: Any, dtype: Any = np.float32, name: str = "const") -> Tensor:
@@ -196,16 +196,23 @@ class Model:
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 
-    def by_role(self, *roles: str) -> list[Tensor]:
-        """The tensors, each the first output of its node, that carry one of these roles, in graph order."""
+    def by_role(self, *roles: str, layer: str | None = None) -> list[Tensor]:
+        """The tensors, each the first output of its node, with one of these roles, in graph order; of one ``layer`` or all."""
         if self._by_role is None:
             self._by_role = {}
             for node in self.graph.nodes:
                 if node.outputs:
-                    self._by_role.setdefault(self.tag(node.outputs[0]).role, []).append(node.outputs[0])
+                    self._note_role(node.outputs[0])
         if len(roles) == 1:
-            return list(self._by_role.get(roles[0], []))
-        return [n.outputs[0] for n in self.graph.nodes if n.outputs and self.tag(n.outputs[0]).role in roles]
+            return list(self._by_role.get((roles[0], layer), []))
+        tags = ((n.outputs[0], self.tag(n.outputs[0])) for n in self.graph.nodes if n.outputs)
+        return [tensor for tensor, tag in tags if tag.role in roles and layer in (None, tag.layer)]
+
+    def _note_role(self, tensor: Tensor) -> None:
+        if self._by_role is not None:
+            tag = self.tag(tensor)
+            for layer in (None, tag.layer):
+                self._by_role.setdefault((tag.role, layer), []).append(tensor)
 
     def reordered(self) -> None:
         """To be told when nodes were removed or sorted."""
@@ -251,27 +258,78 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def to_proto(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
+def to_proto(model: Model, outputs: dict[str, Tensor], parameters: bool = True) -> onnx.ModelProto:
     """The model as a file's contents, ``outputs`` by name: nodes named and tagged, shapes and dtypes of all tensors.
 
+    The parameters of `forward` are defaults that a caller may override; ``parameters`` False leaves them out.
     What no output needs is removed from the model for good; the outputs' names are lent for the file only, since later passes
     put other tensors in their place.
     """
-    graph, lent = model.graph, list[tuple[Tensor, str]]()
+    graph, lent, taken = model.graph, list[tuple[Tensor, str]](), set[int]()
     for name, tensor in outputs.items():
-        if not tensor.inputs or any(tensor is t for t, _ in lent):
+        if not tensor.inputs or id(tensor) in taken:
             tensor = model.op("Identity", tensor, name="output")
         lent.append((tensor, tensor.name))
+        taken.add(id(tensor))
         model.tags[name] = model.tag(tensor)
         tensor.name = name
         graph.outputs.append(tensor)
-    graph.cleanup().toposort()
+    sort(graph, graph.outputs)
     model.reordered()
     proto = _exported(model)
+    if model.stage == "forward" and parameters:
+        add_parameters(proto, {key: state.value for key, state in model.states.items()})
     graph.outputs.clear()
     for tensor, name in lent:
         tensor.name = name
     return proto
+
+
+def sort(graph: gs.Graph, needed: Sequence[Tensor] | None = None) -> None:
+    """Order the nodes by depth: after those whose results they read, equal depths as they were; in linear time.
+
+    With ``needed``, nodes that these tensors do not depend on are removed.
+    """
+    order: list[gs.Node] = []
+    depths: dict[int, int] = {}
+    kept = {id(node) for node in graph.nodes} if needed is None else _needed(needed)
+    for root in (node for node in graph.nodes if id(node) in kept):
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            makers = [maker for tensor in node.inputs for maker in tensor.inputs]
+            waits_for = next((maker for maker in makers if id(maker) not in depths), None)
+            if waits_for is not None:
+                pending.append(waits_for)
+                if len(pending) > len(graph.nodes):
+                    raise WageubnError(f"node {node.name!r} waits for its own result; this is a fault of a pass")
+                continue
+            pending.pop()
+            if id(node) not in depths:
+                depths[id(node)] = 1 + max((depths[id(maker)] for maker in makers), default=-1)
+                order.append(node)
+    for node in graph.nodes:
+        if id(node) not in depths:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.nodes = sorted(order, key=lambda node: depths[id(node)])
+
+
+def _needed(tensors: Sequence[Tensor]) -> set[int]:
+    """ids of the nodes that ``tensors`` depend on."""
+    found = set[int]()
+    pending = [node for tensor in tensors for node in tensor.inputs]
+    while pending:
+        node = pending.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            pending += [maker for tensor in node.inputs for maker in tensor.inputs]
+    return found
+
+
+def add_parameters(proto: onnx.ModelProto, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Give inputs of ``proto`` these defaults."""
+    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
 
 
 def next_states(model: Model) -> dict[str, Tensor]:
@@ -280,21 +338,13 @@ def next_states(model: Model) -> dict[str, Tensor]:
 
 
 def _exported(model: Model) -> onnx.ModelProto:
-    proto: onnx.ModelProto = gs.export_onnx(model.graph, do_type_check=False)
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    proto.ir_version = IR_VERSION
-    proto.producer_name, proto.producer_version = "wageubn-onnx", __version__
+    proto = onnx.ModelProto(ir_version=IR_VERSION, producer_name="wageubn-onnx", producer_version=__version__)
+    proto.opset_import.add(domain="", version=OPSET)
+    _fill(proto.graph, model)
     used = _called(proto.graph.node, model.functions)
     if used:
-        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-        del proto.functions[:]
+        proto.opset_import.add(domain=DOMAIN, version=1)
         proto.functions.extend(model.functions[name] for name in used)
-    for node in proto.graph.node:
-        tag = model.tags.get(node.output[0], Tag())
-        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
-            if text:
-                node.metadata_props.add(key=PREFIX + key, value=text)
     proto.metadata_props.add(key=PREFIX + "stage", value=model.stage)
     if "expected" in model.notes:
         proto.metadata_props.add(key=PREFIX + "expected", value=json.dumps(model.notes["expected"], sort_keys=True))
@@ -305,9 +355,39 @@ def _exported(model: Model) -> onnx.ModelProto:
     if model.stage in INTEGER_STAGES:  # what the overflow proof starts from
         ranges = {v.name: _range(model.states[v.name]) for v in proto.graph.input if v.name in model.states}
         proto.metadata_props.add(key=PREFIX + "ranges", value=json.dumps(ranges, sort_keys=True))
-    if model.stage == "forward":  # parameters are defaults that a caller may override
-        proto.graph.initializer.extend(numpy_helper.from_array(s.value, s.key) for s in model.states.values())
     return proto
+
+
+def _fill(graph: onnx.GraphProto, model: Model) -> None:
+    """Write nodes, constants and the types of all tensors. (`gs.export_onnx` does the same, three times slower.)"""
+    graph.name = model.graph.name
+    ends = {tensor.name for tensor in (*model.graph.inputs, *model.graph.outputs)}
+    constants, variables = dict[str, Tensor](), dict[str, Tensor]()
+    for node in model.graph.nodes:
+        made = graph.node.add(op_type=node.op, name=node.name, input=[t.name for t in node.inputs])
+        made.output.extend(t.name for t in node.outputs)
+        if node.domain:
+            made.domain = node.domain
+        made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
+        tag = model.tags.get(node.outputs[0].name, Tag())
+        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
+            if text:
+                made.metadata_props.add(key=PREFIX + key, value=text)
+        for tensor in (*node.inputs, *node.outputs):
+            (constants if isinstance(tensor, gs.Constant) else variables)[tensor.name] = tensor
+    graph.initializer.extend(numpy_helper.from_array(tensor.values, name) for name, tensor in constants.items())
+    types: dict[Any, onnx.TypeProto] = {}
+    for typed, tensors in (
+        (graph.input, model.graph.inputs),
+        (graph.output, model.graph.outputs),
+        (graph.value_info, [t for name, t in variables.items() if name and name not in ends]),
+    ):
+        for tensor in tensors:
+            dtype, shape = np.dtype(tensor.dtype), tuple(tensor.shape)
+            if (dtype, shape) not in types:
+                element = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+                types[dtype, shape] = onnx.helper.make_tensor_type_proto(element, shape)
+            typed.add(name=tensor.name, type=types[dtype, shape])
 
 
 def _range(state: State) -> list[int]:

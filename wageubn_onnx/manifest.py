@@ -77,7 +77,13 @@ def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
 
 def _sha256(files: list[Path]) -> str:
     """Of one file its hash; of several that of the lines `sha256sum NAME...` prints of them, by name."""
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    hashes = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with open(file, "rb") as content:
+            while part := content.read(2**20):
+                digest.update(part)
+        hashes[file.name] = digest.hexdigest()
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()).hexdigest()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +111,15 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
     Of a profile without an integer form it makes the float and the quantized graphs. Raises WageubnError, one line, for anything
     that cannot be converted, ProofFailed where the integer stages could overflow; then nothing is written.
     """
-    config = config or Config()
+    with _uncollected():
+        artifacts = _converted(Path(model), config or Config())
+        if out is not None:
+            artifacts.save(out)
+    return artifacts
+
+
+def _converted(model: Path, config: Config) -> Artifacts:
+    """All stages of the network in ``model``, checked and proven."""
     if config.health and not config.profile.has_integers:
         raise WageubnError(f"profile {config.profile.name} has no integer step, whose health could be counted; leave out health")
     source = FORWARD(model, config)
@@ -133,13 +144,11 @@ def convert(model: str | os.PathLike[str], config: Config | None = None, out: st
         evaluation = INT_EVAL(evaluation, config)
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
-    manifest = describe(Path(model), source, config, fp_state, quantized, integer)
+    manifest = describe(model, source, config, fp_state, quantized, integer)
+    parameters = {key: state.value for key, state in source.states.items()}
     quant_state = {key: state.value for key, state in quantized.carried.items()}
     int_state = {key: state.value for key, state in integer.carried.items()} if integer else {}
-    artifacts = Artifacts(files, fp_state, quant_state, int_state, manifest)
-    if out is not None:
-        artifacts.save(out)
-    return artifacts
+    return Artifacts(files, parameters, fp_state, quant_state, int_state, manifest)
 
 
 def _first_errors(source: Model, config: Config) -> dict[str, float]:
@@ -160,7 +169,7 @@ def _places(source: Model) -> tuple[str, str, list[str]]:
 
 
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
-    proto = to_proto(model, outputs)
+    proto = to_proto(model, outputs, parameters=False)
     check_stage(proto, model.stage)
     if model.stage in INTEGER_STAGES:
         require(proto, model.stage)
@@ -178,3 +187,15 @@ def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
                 copy = model.op("Identity", exponent.tensor(model), name="gradient_exponent")
                 outputs[f"{key}.gradient.exponent"] = copy
     return outputs
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection within: graphs are cycles of many objects, alive to the end, and every collection walks them all."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

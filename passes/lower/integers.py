@@ -14,7 +14,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for
 from wageubn_onnx.geometry import Window, tap_slices
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model, Tensor, sort
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
@@ -297,7 +297,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     scalars.
     Raises ProofFailed, naming node and bound, where anything could leave its range at this batch and image size.
     """
-    quantized.graph.toposort()
+    sort(quantized.graph)
     quantized.reordered()
     lower = Lowering(quantized, quantized.stage, config)
     g = lower.g
@@ -309,9 +309,11 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
             lo, hi = state.info.get("least", -state.info["limit"]), state.info["limit"]
             plain = state.kind in ("step", "exponent")
             exponent, dtype = int(state.info["exponent"]), np.dtype(np.int32) if plain else dtype_for(lo, hi)
-            integers = np.clip(np.round(np.ldexp(state.value.astype(np.float64), -exponent)), lo, hi)
-            initial, info = np.asarray(integers, dtype), state.info | {"least": lo}
-            mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **info)
+            if quantized.stage == "quant_eval" and not state.frozen:  # it starts from the step's states; here their types count
+                initial = np.broadcast_to(np.zeros((), dtype), state.value.shape)
+            else:
+                initial = mantissas_of(state.value, exponent, lo, hi, dtype)
+            mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **state.info | {"least": lo})
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
         lower.run(RULES)
         for key, state in quantized.states.items():
@@ -332,6 +334,22 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
                 g.notes.setdefault("gradient_exponents", {})[key] = value.exponent
     g.notes |= {"classes": quantized.notes["classes"], "expected": quantized.notes["expected"], "lowered": lower.values}
     return g
+
+
+def mantissas_of(values: np.ndarray[Any, Any], exponent: int, lo: int, hi: int, dtype: Any) -> np.ndarray[Any, Any]:
+    """values / 2^exponent, rounded half to even, inside lo..hi."""
+    if lo <= 0 <= hi and not values.any():
+        return np.zeros(values.shape, dtype)  # momenta: as large as all weights, and no memory until written
+    found: np.ndarray[Any, Any] = np.empty(values.shape, dtype)
+    given, made = values.reshape(-1), found.reshape(-1)
+    for start in range(0, values.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        scaled = np.multiply(given[part], 2.0**-exponent, dtype=np.float64)  # exact
+        made[part] = np.rint(scaled, out=scaled).clip(lo, hi)
+    return found
+
+
+BLOCK = 2**16  # elements at once: what float64 needs stays in the cache
 
 
 # What a caller passes beyond these is brought into them, so that no bound rests on a caller's good will

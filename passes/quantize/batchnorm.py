@@ -53,7 +53,7 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
     """mu and sigma on their grids, epsilon in its place, the running statistics."""
     layer, outside = g.tag(sigma).layer, config.profile.epsilon
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
-    (mu,) = (t for t in g.by_role("BN.mu") if g.tag(t).layer == layer)
+    (mu,) = g.by_role("BN.mu", layer=layer)
     entry = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
     with g.context(layer=layer):
         grid, missing = _mean_grid(g, entry, mean)
@@ -125,11 +125,10 @@ def _running_statistics(g: Model, config: Config, layer: str, exponent: int) -> 
         state.info |= {"exponent": grid, "least": least, "limit": limit}
         wide = replace(form, bits=limit.bit_length() + 1, least=least, greatest=limit)
         for role in (f"BN.{kind}.batch", f"BN.{kind}"):
-            for tensor in g.by_role(role):
-                if g.tag(tensor).layer == layer:
-                    if source(tensor).op == "Add":
-                        _round_rate(source(source(tensor).inputs[1]).inputs[1])
-                    insert(g, tensor, floating.direct, role, wide, grid, lo=least)
+            for tensor in g.by_role(role, layer=layer):
+                if source(tensor).op == "Add":
+                    _round_rate(source(source(tensor).inputs[1]).inputs[1])
+                insert(g, tensor, floating.direct, role, wide, grid, lo=least)
 
 
 def _round_rate(rate: Tensor) -> None:

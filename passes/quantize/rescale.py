@@ -28,16 +28,22 @@ def rescale(g: Model, config: Config) -> None:
         weight = g.states[source(slot).inputs[0].name]
         statistics = _batch_norm_after(g, slot)
         if statistics is None:
-            weight.info["scale_log2"] = int(_power(abs(weight.value).max()))
+            weight.info["scale_log2"] = int(_power(_greatest(weight.value, None)))
             continue
-        k = _power(abs(weight.value).reshape(len(weight.value), -1).max(axis=1)).astype(int)
+        k = _power(_greatest(weight.value.reshape(len(weight.value), -1), 1)).astype(int)
         mean, variance, epsilon = statistics
-        weight.assign(np.ldexp(weight.value, k.reshape(-1, *[1] * (weight.value.ndim - 1))))
+        scale = np.exp2(k.astype(np.float32)).reshape(-1, *[1] * (weight.value.ndim - 1))
+        weight.assign(weight.value * scale)  # exact, as the others
         mean.assign(np.ldexp(mean.value, k))
         variance.assign(np.ldexp(variance.value, 2 * k))
         epsilon.values = np.ldexp(epsilon.values, 2 * k.reshape(epsilon.shape))
         for state, log2 in ((weight, k), (mean, k), (variance, 2 * k)):
             state.info["scale_log2"] = log2.tolist()
+
+
+def _greatest(values: Any, axis: int | None) -> Any:
+    """max|values|, without a copy of them."""
+    return np.maximum(values.max(axis=axis), -values.min(axis=axis))
 
 
 def _power(greatest: Any) -> Any:
@@ -55,8 +61,8 @@ def _batch_norm_after(g: Model, slot: Tensor) -> tuple[State, State, Any] | None
         return None
     layer = layers.pop()
     states = {s.kind: s for s in g.states.values() if s.layer == layer}
-    (epsilon,) = (source(t).inputs[1] for t in g.by_role("BN.eps") if g.tag(t).layer == layer)
-    return states["running_mean"], states["running_var"], epsilon
+    (shifted,) = g.by_role("BN.eps", layer=layer)
+    return states["running_mean"], states["running_var"], source(shifted).inputs[1]
 
 
 PASS = Pass("rescale", "trained weights scaled by powers of two into the fixed weight grid", rescale)

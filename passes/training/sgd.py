@@ -22,7 +22,8 @@ def add_sgd(g: Model, config: Config) -> None:
     for key, gradient in g.gradients.items():
         state = g.states[key]
         with g.context(layer=state.layer):
-            accumulator = g.state(f"{key}.momentum", "momentum", state.layer, np.zeros_like(state.value), parameter=state.kind)
+            zeros = np.zeros(state.value.shape, state.value.dtype)  # no memory until written, unlike zeros_like
+            accumulator = g.state(f"{key}.momentum", "momentum", state.layer, zeros, parameter=state.kind)
             if state.kind == "W" and config.weight_decay:
                 gradient = g.op(
                     "Add", gradient, g.op("Mul", state.tensor, decay, name="decay", role="G.decay"), name="dw_decayed"

@@ -36,7 +36,10 @@ class Analysis:
     def __post_init__(self) -> None:
         self.outputs = [self.bound(name) for name in self.body.outputs]
         self.failures, self.inner = {}, {}
+        doubtful = {index for cases in self.leaves for walk, _ in cases for index in walk.failures}
         for index, op in enumerate(self.body.ops):
+            if index not in doubtful and not op.domain:
+                continue
             reasons = [next((w.failures[index] for w, _ in cases if index in w.failures), "") for cases in self.leaves]
             if all(reasons):
                 self.failures[index] = reasons[0]

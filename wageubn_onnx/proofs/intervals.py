@@ -62,8 +62,10 @@ class Bound(NamedTuple):
 
     def meet(self, lo: int, hi: int) -> Bound | None:
         """The part inside lo..hi; None where there is none."""
+        if lo <= self.lo and self.hi <= hi:
+            return self
         lo, hi = max(lo, self.lo), min(hi, self.hi)
-        return self._replace(lo=lo, hi=hi) if lo <= hi else None
+        return Bound(lo, hi, self.dtype, self.peak, self.bits) if lo <= hi else None
 
 
 def whole(dtype: int) -> Bound:

@@ -81,7 +81,8 @@ class Walk:
         for symbol in self.symbols:
             self.lines[symbol] = {symbol: (Line(1, 0), Line(1, 0))}
         for index, op in enumerate(self.ops):
-            self._makers.update(dict.fromkeys(op.outputs, op))
+            for name in op.outputs:
+                self._makers[name] = op
             self._step(index, op)
         return self
 
@@ -110,12 +111,14 @@ class Walk:
     def _operands(self, op: Op) -> list[Bound]:
         if "" in op.inputs:
             raise Unproven("leaves out an operand in the middle")
-        missing = [name for name in op.inputs if name not in self.bounds]
-        if missing:
-            raise Unproven(f"reads {missing[0]!r}, which nothing makes before it")
-        operands = [self.bounds[name] for name in op.inputs]
-        if any(b.bits for b in operands) and (op.op not in READS_BITS or op.domain):
-            raise Unproven("reads the bits of int8 numbers as unsigned ones")
+        try:
+            operands = [self.bounds[name] for name in op.inputs]
+        except KeyError as missing:
+            raise Unproven(f"reads {missing.args[0]!r}, which nothing makes before it") from None
+        if op.op not in READS_BITS or op.domain:
+            for bound in operands:
+                if bound.bits:
+                    raise Unproven("reads the bits of int8 numbers as unsigned ones")
         return operands
 
     def _result(self, op: Op, operands: list[Bound]) -> Bound:
@@ -128,7 +131,9 @@ class Walk:
         reason = FORBIDDEN.get((op.op, operands[0].dtype))
         if reason:
             raise Unproven(reason)
-        bound = self._on_lines(op, transfer(self, op, operands))
+        bound = transfer(self, op, operands)
+        if self.lines:
+            bound = self._on_lines(op, bound)
         least, greatest = LIMITS[bound.dtype]
         if bound.lo < least or bound.hi > greatest:
             reach, limit = (bound.hi, greatest) if bound.hi > greatest else (bound.lo, least)
@@ -205,7 +210,7 @@ class Walk:
             if part is None:
                 return None
             for name, bound in part.items():
-                held = found.get(name, bound).meet(bound.lo, bound.hi)
+                held = found[name].meet(bound.lo, bound.hi) if name in found else bound
                 if held is None:
                     return None
                 found[name] = held
@@ -228,9 +233,9 @@ class Walk:
         if op.op not in ELEMENTWISE:
             return bound
         operands = [self.under(i, assumed, depth - 1) for i in op.inputs]
-        if any(o is None for o in operands):
-            return None
         known = [o for o in operands if o is not None]
+        if len(known) < len(operands):
+            return None
         if known == [self.bounds[i] for i in op.inputs]:
             return bound
         try:

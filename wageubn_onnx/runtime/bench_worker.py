@@ -7,16 +7,15 @@ it is ready, then the seconds a step of each round that a line on stdin asks for
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.bench_convert_worker import peak_bytes
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
 WARM_UP = 2
@@ -69,20 +68,6 @@ def _contender(kind: str, folder: str, threads: int) -> Contender:
     from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 
     return (TrainingSession if kind == "int" else FloatSession)(folder, threads)
-
-
-def peak_bytes() -> int:
-    """Return the greatest resident memory of this process.
-
-    Linux's ru_maxrss survives exec, so that it may be the parent's; VmHWM is this program's own.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0].split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _answer(line: dict[str, Any]) -> None:
