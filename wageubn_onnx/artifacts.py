@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
-from wageubn_onnx.encoding import Parts, encode
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, add_parameters
 
 MANIFEST = "manifest.json"
 OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent where the profile has no integer form
+LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file, since protobuf's end at 2 GB; more lie beside it
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,24 @@ class Artifacts:
     @cached_property
     def files(self) -> dict[str, onnx.ModelProto]:
         """Stage -> model, as the files have them."""
+        return self.graphs | {"forward": self._forward()}
+
+    def _forward(self) -> onnx.ModelProto:
         forward = onnx.ModelProto()
         forward.CopyFrom(self.graphs["forward"])
-        add_parameters(forward, self._parameters("forward"))
-        return self.graphs | {"forward": forward}
-
-    def _parameters(self, stage: str) -> dict[str, np.ndarray[Any, Any]]:
-        """What the file of ``stage`` has beyond its graph."""
-        return self.parameters if stage == "forward" else {}
-
-    def _encoded(self, stage: str) -> Parts:
-        return encode(self.graphs[stage], self._parameters(stage))
+        add_parameters(forward, self.parameters)
+        return forward
 
     def summary(self) -> list[tuple[str, int, int, int]]:
-        """Rows of (stage, nodes, quantize nodes, bytes)."""
+        """Rows of (stage, nodes, quantize nodes, bytes of graph and parameters)."""
+        parameters = sum(value.nbytes for value in self.parameters.values())
         return [
-            (stage, len(m.graph.node), sum(_is_quantizer(n) for n in m.graph.node), sum(map(len, self._encoded(stage))))
+            (
+                stage,
+                len(m.graph.node),
+                sum(_is_quantizer(n) for n in m.graph.node),
+                m.ByteSize() + (parameters if stage == "forward" else 0),
+            )
             for stage, m in self.graphs.items()
         ]
 
@@ -92,9 +94,12 @@ class Artifacts:
             shutil.rmtree(made, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        for stage in self.graphs:
-            with open(folder / f"{stage}.onnx", "wb") as file:
-                file.writelines(self._encoded(stage))
+        for stage, graph in self.graphs.items():
+            model, path = (self._forward() if stage == "forward" else graph), folder / f"{stage}.onnx"
+            if stage == "forward" and sum(value.nbytes for value in self.parameters.values()) > LARGEST:
+                onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+            else:
+                path.write_bytes(model.SerializeToString(deterministic=True))
         for name, state in (("state", self.state), ("quant_state", self.quant_state), ("fp_state", self.fp_state)):
             if state:
                 save_file({key: np.asarray(value, order="C") for key, value in state.items()}, folder / f"{name}.safetensors")

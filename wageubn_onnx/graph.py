@@ -329,7 +329,10 @@ def _needed(tensors: Sequence[Tensor]) -> set[int]:
 
 def add_parameters(proto: onnx.ModelProto, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Give inputs of ``proto`` these defaults."""
-    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    for name, value in values.items():
+        tensor = proto.graph.initializer.add(name=name, dims=value.shape)
+        tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def next_states(model: Model) -> dict[str, Tensor]:
