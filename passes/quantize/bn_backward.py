@@ -54,7 +54,8 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         else:
             a = insert(g, ratio, on_grid, "BN.A", form, per_channel)
         error = next(u.inputs[0] for u in a.outputs if g.tag(u.outputs[0]).role == "BN.e_A")
-        coefficients = [t for t in g.by_role("BN.K", "BN.B") if g.tag(t).layer == layer]  # none with statistics that are frozen
+        roles = ("BN.K", "BN.B")  # neither where the statistics are frozen
+        coefficients = [tensor for role in roles for tensor in g.by_role(role, layer=layer)]
         if not coefficients or not (is_dynamic(error) and is_dynamic(a)):
             continue
         with g.context(layer=layer):
