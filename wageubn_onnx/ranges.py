@@ -86,7 +86,7 @@ def greatest_errors(step: Model) -> dict[str, float]:
     found, shape, draw = step.notes["ranges"]["input"], images.shape, np.random.default_rng(0)
     blocks = draw.uniform(-math.sqrt(3), math.sqrt(3), (*shape[:2], *(-(-n // BLOCK) for n in shape[2:])))
     noise = np.kron(blocks, np.ones((1, 1, BLOCK, BLOCK)))[:, :, : shape[2], : shape[3]]
-    feeds = {state.key: state.value for state in step.states.values()} | {
+    feeds = {
         images.name: (found.mean.reshape(-1, 1, 1) + noise * found.deviation.reshape(-1, 1, 1)).astype(np.float32),
         labels.name: draw.integers(0, step.notes["classes"], labels.shape).astype(labels.dtype),
     }
@@ -101,8 +101,10 @@ def greatest_errors(step: Model) -> dict[str, float]:
 def _run(model: Model, tensors: dict[str, Tensor], feeds: dict[str, Array]) -> dict[str, Array]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(to_proto(model, tensors).SerializeToString(), options)
+    proto = to_proto(model, tensors, parameters=False)  # which are fed: a file would hold 2 GB of them at most
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     known = {i.name for i in session.get_inputs()}
+    feeds = {state.key: state.value for state in model.states.values()} | feeds
     results = session.run(list(tensors), {name: value for name, value in feeds.items() if name in known})
     return dict(zip(tensors, results, strict=True))
 

@@ -138,9 +138,12 @@ def _batches(g: Model, tensors: list[Tensor], images: Array) -> Iterator[dict[st
     outputs = {tensor.name: tensor for tensor in [*tensors, g.named["logits"]]}
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1  # the same sums on any number of cores
-    session = onnxruntime.InferenceSession(to_proto(g, outputs).SerializeToString(), options)
+    proto = to_proto(g, outputs, parameters=False)  # which are fed: a file would hold 2 GB of them at most
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    known = {i.name for i in session.get_inputs()}
+    parameters = {state.key: state.value for state in g.states.values() if state.key in known}
     for start in range(0, len(images), BATCH):
-        results = session.run(list(outputs), {"images": images[start : start + BATCH]})
+        results = session.run(list(outputs), parameters | {"images": images[start : start + BATCH]})
         yield dict(zip(outputs, results, strict=True))
 
 

@@ -7,6 +7,7 @@ ResNet-20). What the masks are is tested apart: they may differ where the value 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 
 from networks import BATCH, MEAN, STD, grouped, images, labels, relative, run_ort, tiny, to_float
 from torch_network import OPERATORS, TorchNetwork
@@ -85,11 +85,7 @@ def with_parameters(artifacts: Artifacts, seed: int) -> Artifacts:
     for key, value in artifacts.fp_state.items():
         factor = random.uniform(0.5, 1.5, value.shape).astype(np.float32)
         state[key] = value if key.endswith((".momentum", "running_mean", "running_var")) else value * factor
-    forward = onnx.ModelProto()
-    forward.CopyFrom(artifacts.files["forward"])
-    for tensor in forward.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(state[tensor.name], tensor.name))
-    return Artifacts({**artifacts.files, "forward": forward}, state, artifacts.quant_state, artifacts.state, artifacts.manifest)
+    return replace(artifacts, parameters={key: state[key] for key in artifacts.parameters}, fp_state=state)
 
 
 @pytest.mark.parametrize("seed", range(4))
