@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python models/demo.py build/demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
