@@ -37,6 +37,12 @@ def normalised(n: Net, x: str) -> str:
     return n.node("Add", n.node("Mul", x, n.uniform("gamma", -1, 1, *C)), n.uniform("beta", -1, 1, *C))
 
 
+def mirrored(n: Net, x: str) -> str:
+    """(mean - x) / std * gamma."""
+    x = n.node("Sub", n.uniform("mean", -1, 1, *C), x)
+    return n.node("Mul", n.node("Div", x, n.uniform("std", 0.5, 2, *C)), n.uniform("gamma", 0.5, 1, *C))
+
+
 STEM = ["Conv", "BatchNormalization", "Relu"]
 # name: (builder of the logits, operators of `forward`)
 DIALECTS: dict[str, tuple[Callable[[Net], str], list[str]]] = {
@@ -58,6 +64,9 @@ DIALECTS: dict[str, tuple[Callable[[Net], str], list[str]]] = {
         lambda n: head(n, n.node("Sub", n.uniform("c", -1, 1, *C), n.bn(convolved(n), "bn2", WIDTH))), [*STEM, *STEM[:2], *HEAD],
     ),
     "BN taken apart": (lambda n: head(n, n.relu(normalised(n, stem(n)))), [*STEM, "BatchNormalization", "Relu", *HEAD]),
+    "a BN of the negative, taken apart": (
+        lambda n: head(n, n.relu(mirrored(n, stem(n)))), [*STEM, "BatchNormalization", "Relu", *HEAD],
+    ),
     "a scale and a shift of an activation": (
         lambda n: head(n, shifted(n, scaled(n, stem(n)))), [*STEM, "BatchNormalization", *HEAD],
     ),
