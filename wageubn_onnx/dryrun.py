@@ -20,6 +20,7 @@ def evaluator(model: Model, outputs: dict[str, Tensor]) -> Callable[[dict[str, A
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions lose outputs
     proto = to_proto(model, outputs, parameters=False)  # which are fed: a file would hold 2 GB of them at most
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     known = {i.name for i in session.get_inputs()}
