@@ -399,6 +399,43 @@ def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | N
         click.echo(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
 
 
+@cli.command(epilog=_example("wageubn-onnx diff r20/fp_training.onnx r20/int_training.onnx --only layer3 --path E2"))
+@click.argument("a", metavar="A_OR_DIR", type=PATH)
+@click.argument("b", metavar="[B]", type=PATH, required=False)
+@click.option(
+    "--only", default="", metavar="PATTERN", help="What belongs to these layers: a name with * and ?, or what it begins with."
+)
+@click.option("--path", "data_path", default="", metavar="PATTERN", help="What belongs to these data paths: E2, W, BN, ...")
+@click.option("--summary", is_flag=True, help="Print totals only.")
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path | None, only: str, data_path: str, summary: bool, as_json: bool) -> None:
+    """Say what differs between two ONNX files, whatever their nodes are called and however they are ordered.
+
+    Two stages of the pipeline are compared by layer and data path. Of an artifact folder DIR, every stage is compared with the
+    one that it is made of. Exits with 0 where the files are the same, with 1 where they differ.
+    """
+    from wageubn_onnx.graphdiff import diff as run
+    from wageubn_onnx.graphdiff import diff_folder
+    from wageubn_onnx.graphdiff.report import print_diff
+
+    if a.is_dir() != (b is None):
+        raise click.UsageError("give two ONNX files, or one artifact folder", ctx)
+    with _working("comparing"):
+        found = [step.only(only, data_path) for step in (diff_folder(a) if b is None else [run(a, b)])]
+    if all(step.is_empty for step in found):
+        raise WageubnError(
+            f"no node belongs to layer {only or 'any'!r} and data path {data_path or 'any'!r}; give other patterns"
+        )
+    if as_json:
+        reports = [step.to_json() for step in found]
+        _print_json(reports[0] if b else {"schema": reports[0]["schema"], "same": all(s.same for s in found), "steps": reports})
+    else:
+        for step in found:
+            print_diff(step, summary)
+    ctx.exit(0 if all(step.same for step in found) else 1)
+
+
 @cli.command(epilog=_example("wageubn-onnx passes"))
 @json_option
 def passes(as_json: bool) -> None:

@@ -1,0 +1,281 @@
+"""Which node of one graph is which of the other, without regard to names and order.
+
+1. **Colours** (Weisfeiler and Leman, 1968, on a graph with directed, numbered edges). A node's colour stands for its operator,
+   its attributes, the places of its operands and the values of constants, together with all that it depends on (`up`), all that
+   depends on it (`down`), or both, until nothing more is told apart (`full`). Colours are numbers given to structures that were
+   compared, not hashes: only constants are known by a digest. `loose` colours leave out attributes and values.
+   A colour that one node on each side has makes them a pair, the stronger colours before the weaker.
+2. **Spread.** Whoever makes or reads the same operand of a pair is a candidate; the best candidates become pairs first.
+3. What is left under an equal colour (identical branches) is paired by name, then by order, one at a time, each followed by 2.
+4. What is left is paired by name; last, a node is paired with one of another operator that stands exactly in its place.
+
+Linear in nodes and edges but for the sorting of candidates. A mapping is no proof: `compare` looks at every pair.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator
+
+from wageubn_onnx.graphdiff.view import TAKEN, Node, Operand, Tensor, View, default_of
+
+Kind = Callable[[Node], Hashable]
+MANY = 16  # readers of one tensor, of one kind: more are told apart by colours and names before they become candidates
+
+
+def match(a: View, b: View, by_provenance: bool = False) -> dict[Node, Node]:
+    """The counterpart in ``b`` of each node of ``a`` that has one; one to one.
+
+    ``by_provenance``: nodes are paired only within the same layer and data path, where equal names are trusted.
+    """
+    return _Matching(a, b, by_provenance).run()
+
+
+class Colours:
+    """Colours of two graphs: for each node of each, by index."""
+
+    def __init__(self, views: tuple[View, View], kind: Kind, exact: bool) -> None:
+        self._views, self._exact = views, exact
+        self._numbers: dict[Hashable, int] = {}
+        self._digests: dict[bytes, int] = {}
+        start = [[self._number(kind(n), tuple(sorted(n.attributes.items())) if exact else ()) for n in v.nodes] for v in views]
+        self.up = [self._up(v, c) for v, c in zip(views, start, strict=True)]
+        self.down = [self._down(v, c) for v, c in zip(views, start, strict=True)]
+        self.full = self._refined(
+            [[self._number(u, d) for u, d in zip(*c, strict=True)] for c in zip(self.up, self.down, strict=True)]
+        )
+
+    def _number(self, *structure: Hashable) -> int:
+        return self._numbers.setdefault(structure, len(self._numbers))
+
+    def _up(self, view: View, start: list[int]) -> list[int]:
+        colours = list(start)
+        for node in view.nodes:
+            colours[node.index] = self._number("up", start[node.index], *(self._operand(o, colours) for o in node.operands))
+        return colours
+
+    def _down(self, view: View, start: list[int]) -> list[int]:
+        colours = list(start)
+        for node in reversed(view.nodes):
+            uses = sorted((r.slot, slot, colours[user.index]) for r in node.results for user, slot in r.uses)
+            colours[node.index] = self._number("down", start[node.index], *uses)
+        return colours
+
+    def _operand(self, operand: Operand, colours: list[int]) -> Hashable:
+        """An input's default counts as a constant: the other file may have one in its place."""
+        constant = default_of(operand)
+        if constant is not None:
+            return ("constant", constant.digest if self._exact else b"")
+        return (colours[operand.maker.index], operand.slot) if isinstance(operand, Tensor) else None
+
+    def _refined(self, colours: list[list[int]]) -> list[list[int]]:
+        """Up and down in turns, until no colour splits."""
+        count = 0
+        while (found := len({c for side in colours for c in side})) > count:
+            count = found
+            colours = [self._down(v, self._up(v, side)) for v, side in zip(self._views, colours, strict=True)]
+        return colours
+
+
+class _Matching:
+    def __init__(self, a: View, b: View, by_provenance: bool) -> None:
+        self.a, self.b, self.by_provenance = a, b, by_provenance
+        self.to_b: dict[Node, Node] = {}
+        self.to_a: dict[Node, Node] = {}
+        names = [{(n.op, n.name) for n in v.nodes if n.is_place} for v in (a, b)]
+        self.shared = names[0] & names[1]
+        self.kinds = {node: self._kind(node) for view in (a, b) for node in view.nodes}
+        self.exact = Colours((a, b), self.kinds.__getitem__, exact=True)
+        self.loose = Colours((a, b), self.kinds.__getitem__, exact=False)
+        self.names = [[n.name for n in view.nodes] for view in (a, b)]
+        self.candidates: list[tuple[int, int, int]] = []  # a heap: -score, index in a, index in b
+
+    def _kind(self, node: Node) -> Hashable:
+        """Only nodes of one kind become pairs. Inputs and outputs that both graphs have by name keep to their names, those of
+        functions and inner graphs to their places."""
+        if node.is_place:
+            by_position = self.a.is_function or node.op == TAKEN
+            return (node.op, node.scope, node.position if by_position else node.name * ((node.op, node.name) in self.shared))
+        return (node.op, node.scope, node.origin if self.by_provenance else ())
+
+    def run(self) -> dict[Node, Node]:
+        self.unique(*self.exact.full)
+        if self.by_provenance:
+            self.by_name()
+        for colours in (self.exact.up, self.exact.down, self.loose.full, self.loose.up, self.loose.down):
+            self.unique(*colours)
+        for node, other in list(self.to_b.items()):
+            self.propose_around(node, other)
+        self.spread()
+        for colours in (self.exact.full, self.loose.full, self.loose.up, self.loose.down):
+            self.alike(*colours)
+        self.by_name()
+        for node, other in list(self.to_b.items()):
+            self.propose_around(node, other)
+        self.spread()
+        if not self.by_provenance:
+            self.in_place()
+        return self.to_b
+
+    # -- pairs --------------------------------------------------------------------------------------------------------
+
+    def pair(self, node: Node, other: Node) -> None:
+        self.to_b[node] = other
+        self.to_a[other] = node
+
+    def free(self, view: View) -> Iterator[Node]:
+        taken = self.to_b if view is self.a else self.to_a
+        return (node for node in view.nodes if node not in taken)
+
+    def unique(self, in_a: list[int], in_b: list[int]) -> None:
+        """Pair nodes whose colour no other free node of either side has."""
+        left, right = (self._sorted_out(view, side) for view, side in ((self.a, in_a), (self.b, in_b)))
+        for colour, nodes in left.items():
+            others = right.get(colour, [])
+            if len(nodes) == len(others) == 1:
+                self.pair(nodes[0], others[0])
+
+    def alike(self, in_a: list[int], in_b: list[int]) -> None:
+        """Pair what has equal colours by name, else by order: one pair, then what follows from it."""
+        left, right = (self._sorted_out(view, side) for view, side in ((self.a, in_a), (self.b, in_b)))
+        for colour, nodes in left.items():
+            others = deque(right.get(colour, []))
+            named = {o.name: o for o in reversed(others) if o.name}
+            for node in nodes:
+                while others and others[0] in self.to_a:
+                    others.popleft()
+                if node in self.to_b or not others:
+                    continue
+                choice = named.get(node.name, others[0])
+                self.pair(node, others[0] if choice in self.to_a else choice)
+                self.propose_around(node, self.to_b[node])
+                self.spread()
+
+    def _sorted_out(self, view: View, colours: list[int]) -> dict[int, list[Node]]:
+        found: dict[int, list[Node]] = defaultdict(list)
+        for node in self.free(view):
+            found[colours[node.index]].append(node)
+        return found
+
+    def by_name(self) -> None:
+        """Pair nodes of one kind that have the same name, or whose first results have; a name that occurs once on each side."""
+        for name in (_name, _first_result):
+            found: tuple[dict[Hashable, list[Node]], ...] = (defaultdict(list), defaultdict(list))
+            for side, view in zip(found, (self.a, self.b), strict=True):
+                for node in self.free(view):
+                    if name(node):
+                        side[self.kinds[node], name(node)].append(node)
+            for key, nodes in found[0].items():
+                others = found[1].get(key, [])
+                if len(nodes) == len(others) == 1:
+                    self.pair(nodes[0], others[0])
+
+    # -- spread -------------------------------------------------------------------------------------------------------
+
+    def spread(self) -> None:
+        """Make pairs of candidates, the best first, and candidates of what stands around new pairs."""
+        while self.candidates:
+            score, i, j = heapq.heappop(self.candidates)
+            node, other = self.a.nodes[i], self.b.nodes[j]
+            if node in self.to_b or other in self.to_a:
+                continue
+            now = self.score(node, other)
+            if now < -score:  # something around it was paired otherwise meanwhile
+                self.propose(node, other)
+                continue
+            self.pair(node, other)
+            self.propose_around(node, other)
+
+    def propose(self, node: Node, other: Node) -> None:
+        if node in self.to_b or other in self.to_a or self.kinds[node] != self.kinds[other]:
+            return
+        score = self.score(node, other)
+        if score > 0:
+            heapq.heappush(self.candidates, (-score, node.index, other.index))
+
+    def propose_around(self, node: Node, other: Node) -> None:
+        for x, y in zip(node.operands, other.operands, strict=False):
+            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.slot == y.slot:
+                self.propose(x.maker, y.maker)
+        for result, twin in zip(node.results, other.results, strict=False):
+            self.propose_readers(result, twin)
+
+    def propose_readers(self, x: Tensor, y: Tensor) -> None:
+        sides = (self._readers(x, self.to_b), self._readers(y, self.to_a))
+        for key, nodes in sides[0].items():
+            others = sides[1].get(key, [])
+            if len(nodes) * len(others) <= MANY:
+                for node in nodes:
+                    for other in others:
+                        self.propose(node, other)
+                continue
+            for traits in self.loose.down, self.loose.up, self.names:
+                told: dict[Hashable, list[Node]] = defaultdict(list)
+                for other in others:
+                    told[traits[1][other.index]].append(other)
+                for node in nodes:
+                    for other in told.get(traits[0][node.index], [])[:1]:
+                        self.propose(node, other)
+
+    def _readers(self, tensor: Tensor, taken: dict[Node, Node]) -> dict[Hashable, list[Node]]:
+        """The free nodes that read ``tensor``, by kind and operand."""
+        found: dict[Hashable, list[Node]] = defaultdict(list)
+        for user, slot in tensor.uses:
+            if user not in taken:
+                found[self.kinds[user], slot].append(user)
+        return found
+
+    def score(self, node: Node, other: Node) -> int:
+        """How well two nodes fit: what stands around them counts most, then colours, attributes and names."""
+        score = sum(self._fit(x, y) for x, y in zip(node.operands, other.operands, strict=False))
+        for result, twin in zip(node.results, other.results, strict=False):
+            for user, slot in result.uses[:MANY]:
+                reader = self.to_b.get(user)
+                if reader is not None:
+                    reads = reader.operands[slot] if slot < len(reader.operands) else None
+                    score += 2 if reads is twin else -2
+        for colours in (self.exact.up, self.exact.down, self.loose.full, self.loose.up, self.loose.down):
+            score += colours[0][node.index] == colours[1][other.index]
+        return score + (node.attributes == other.attributes) + (bool(node.name) and node.name == other.name)
+
+    def _fit(self, x: Operand, y: Operand) -> int:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            if x.maker in self.to_b or y.maker in self.to_a:
+                return 2 if self.to_b.get(x.maker) is y.maker and x.slot == y.slot else -2
+            return 0
+        constant, twin = default_of(x), default_of(y)
+        if constant is not None and twin is not None:
+            return 1 if constant.digest == twin.digest else 0
+        return 0 if x is y else -1
+
+    def in_place(self) -> None:
+        """Pair a free node with a free one of another operator, where both read and feed the same."""
+        places: dict[Hashable, list[Node]] = defaultdict(list)
+        in_b = {other: other for other in self.to_a}
+        for other in self.free(self.b):
+            if not other.is_place:
+                places[self._place(other, in_b)].append(other)
+        for node in list(self.free(self.a)):
+            if node.is_place:
+                continue
+            others = places.get(self._place(node, self.to_b), [])
+            if len(others) == 1 and others[0] not in self.to_a:
+                self.pair(node, others[0])
+
+    def _place(self, node: Node, in_b: dict[Node, Node]) -> Hashable:
+        """What it reads first and who reads it, as nodes of b; itself where one of them has no counterpart."""
+        first = next((o for o in node.operands if isinstance(o, Tensor)), None)
+        uses = [(user, slot) for r in node.results for user, slot in r.uses]
+        if not uses or not all(n in in_b for n in ([first.maker] if first else []) + [user for user, _ in uses]):
+            return node
+        source = (in_b[first.maker].index, first.slot) if first else None
+        return (node.scope, source, tuple(sorted((in_b[user].index, slot) for user, slot in uses)))
+
+
+def _name(node: Node) -> str:
+    return node.name
+
+
+def _first_result(node: Node) -> str:
+    return node.results[0].name if node.results else ""
