@@ -4,9 +4,10 @@
    its attributes, the places of its operands and the values of constants, together with all that it depends on (`up`), all that
    depends on it (`down`), or both, until nothing more is told apart (`full`). Colours are numbers given to structures that were
    compared, not hashes: only constants are known by a digest. `loose` colours leave out attributes and values.
-   A colour that one node on each side has makes them a pair, the stronger colours before the weaker.
+   A colour that one node on each side has makes them a pair, the stronger colours before the weaker. Identical branches share
+   `full` colours: one pair is chosen, then what follows from it, and so on.
 2. **Spread.** Whoever makes or reads the same operand of a pair is a candidate; the best candidates become pairs first.
-3. What is left under an equal colour (identical branches) is paired by name, then by order, one at a time, each followed by 2.
+3. What is left under an equal colour is paired by name, then by order, one at a time, each followed by 2.
 4. What is left is paired by name; last, a node is paired with one of another operator that stands exactly in its place.
 
 Linear in nodes and edges but for the sorting of candidates. A mapping is no proof: `compare` looks at every pair.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from wageubn_onnx.graphdiff.view import TAKEN, Node, Operand, Tensor, View, default_of
 
@@ -100,20 +101,19 @@ class _Matching:
         return (node.op, node.scope, node.origin if self.by_provenance else ())
 
     def run(self) -> dict[Node, Node]:
-        self.unique(*self.exact.full)
+        self.isomorphic(*self.exact.full)
         if self.by_provenance:
             self.by_name()
-        for colours in (self.exact.up, self.exact.down, self.loose.full, self.loose.up, self.loose.down):
-            self.unique(*colours)
-        for node, other in list(self.to_b.items()):
-            self.propose_around(node, other)
-        self.spread()
-        for colours in (self.exact.full, self.loose.full, self.loose.up, self.loose.down):
-            self.alike(*colours)
+        self.unique(*self.exact.up)
+        self.unique(*self.exact.down)
+        self.isomorphic(*self.loose.full)
+        self.unique(*self.loose.up)
+        self.unique(*self.loose.down)
+        self.spread(self.to_b)
+        for in_a, in_b in (self.loose.up, self.loose.down):
+            self.alike(in_a, in_b, self.spread)
         self.by_name()
-        for node, other in list(self.to_b.items()):
-            self.propose_around(node, other)
-        self.spread()
+        self.spread(self.to_b)
         if not self.by_provenance:
             self.in_place()
         return self.to_b
@@ -136,7 +136,51 @@ class _Matching:
             if len(nodes) == len(others) == 1:
                 self.pair(nodes[0], others[0])
 
-    def alike(self, in_a: list[int], in_b: list[int]) -> None:
+    def isomorphic(self, in_a: list[int], in_b: list[int]) -> None:
+        """Pair what stable colours say.
+
+        Where they leave a choice, inputs and outputs go by their order, which means something; what follows from them is settled
+        before any other choice is made.
+        """
+
+        def follow(pairs: Iterable[Node]) -> None:
+            pending = list(pairs)
+            while pending:
+                node = pending.pop()
+                for x, y in self._around(node, self.to_b[node], in_a, in_b):
+                    if x not in self.to_b and y not in self.to_a and in_a[x.index] == in_b[y.index]:
+                        self.pair(x, y)
+                        pending.append(x)
+
+        self.unique(in_a, in_b)
+        left, right = (self._sorted_out(view, side) for view, side in ((self.a, in_a), (self.b, in_b)))
+        for colour, nodes in left.items():
+            others = right.get(colour, [])
+            if nodes[0].is_place and len(nodes) == len(others):
+                for node, other in zip(nodes, others, strict=True):
+                    self.pair(node, other)
+        follow(self.to_b)
+        self.alike(in_a, in_b, follow)
+
+    def _around(self, node: Node, other: Node, in_a: list[int], in_b: list[int]) -> Iterator[tuple[Node, Node]]:
+        """What corresponds if ``node`` and ``other`` do: makers of operands, and readers that only one on each side can be."""
+        for x, y in zip(node.operands, other.operands, strict=False):
+            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.slot == y.slot:
+                yield x.maker, y.maker
+        for result, twin in zip(node.results, other.results, strict=False):
+            readers: dict[Hashable, list[Node]] = defaultdict(list)
+            for user, slot in twin.uses:
+                if user not in self.to_a:
+                    readers[in_b[user.index], slot].append(user)
+            own: dict[Hashable, list[Node]] = defaultdict(list)
+            for user, slot in result.uses:
+                if user not in self.to_b:
+                    own[in_a[user.index], slot].append(user)
+            for key, users in own.items():
+                if len(users) == len(readers.get(key, [])) == 1:
+                    yield users[0], readers[key][0]
+
+    def alike(self, in_a: list[int], in_b: list[int], follow: Callable[[Iterable[Node]], None]) -> None:
         """Pair what has equal colours by name, else by order: one pair, then what follows from it."""
         left, right = (self._sorted_out(view, side) for view, side in ((self.a, in_a), (self.b, in_b)))
         for colour, nodes in left.items():
@@ -149,8 +193,7 @@ class _Matching:
                     continue
                 choice = named.get(node.name, others[0])
                 self.pair(node, others[0] if choice in self.to_a else choice)
-                self.propose_around(node, self.to_b[node])
-                self.spread()
+                follow([node])
 
     def _sorted_out(self, view: View, colours: list[int]) -> dict[int, list[Node]]:
         found: dict[int, list[Node]] = defaultdict(list)
@@ -173,8 +216,10 @@ class _Matching:
 
     # -- spread -------------------------------------------------------------------------------------------------------
 
-    def spread(self) -> None:
-        """Make pairs of candidates, the best first, and candidates of what stands around new pairs."""
+    def spread(self, pairs: Iterable[Node]) -> None:
+        """Make pairs of what stands around these and around new ones, the best first."""
+        for node in list(pairs):
+            self.propose_around(node, self.to_b[node])
         while self.candidates:
             score, i, j = heapq.heappop(self.candidates)
             node, other = self.a.nodes[i], self.b.nodes[j]
