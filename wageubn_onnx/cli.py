@@ -510,6 +510,38 @@ def bench_convert(models: tuple[Path, ...], rounds: int, batch: int, training_py
             _print_convert(result)
 
 
+@bench.command("diff", epilog=_example("wageubn-onnx bench diff --python other/bin/python --report docs/diff.md"))
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=PATH)
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    type=PATH,
+    metavar="PYTHON",
+    help="Interpreter of an environment with tools that are not installed here; may be given again.",
+)
+@click.option("--limit", default=60.0, show_default=True, help="Seconds for one comparison.")
+@click.option("--report", type=PATH, metavar="FILE", help="Rewrite the generated part of docs/diff.md.")
+@json_option
+def bench_diff(models: tuple[Path, ...], pythons: tuple[Path, ...], limit: float, report: Path | None, as_json: bool) -> None:
+    """Compare what `diff`, onnxdiffer, diffonnx and onnxsim say of the same pairs of files.
+
+    Of the first MODEL: copies with one thing changed. Of each: its training step in float and in integers. Without MODEL it takes
+    ResNet-18 and 50 of a checkout's models/resnet.py, untrained.
+    """
+    from wageubn_onnx.runtime.bench_diff import bench_diff as run
+    from wageubn_onnx.runtime.bench_diff import markdown, write_report
+
+    with _working("comparing"):
+        result = run(models, pythons, limit)
+    if report:
+        write_report(report, result)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        click.echo(markdown(result))
+
+
 @bench.command("accuracy", epilog=_example("wageubn-onnx bench accuracy fashion --data fashion.npz --jobs 2"))
 @click.argument("name", metavar="[EXPERIMENT]", required=False)
 @click.option("--data", "data_path", type=PATH, metavar="DATA", help="What the experiment trains on, as for `train`.")

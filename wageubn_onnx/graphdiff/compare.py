@@ -85,13 +85,9 @@ class Comparison:
             self.note("op", node, "", node.op, other.op)
         if not node.is_place and node.name != other.name:
             self.renamed["node"] += 1
-        if (node.owner is None) != (other.owner is None) or (
-            node.owner and other.owner and (self.to_b.get(node.owner[0]) is not other.owner[0] or node.owner[1] != other.owner[1])
-        ):
+        if not self._stands_alike(node, other):
             self.note("operand", node, "graph it stands in", _owner(node), _owner(other))
-        for name in sorted(node.attributes.keys() | other.attributes.keys()):
-            if node.attributes.get(name) != other.attributes.get(name):
-                self.note("attribute", node, name, _attribute(node, name), _attribute(other, name))
+        self.attributes(node, other)
         if node.default or other.default:
             self.operand(node, "default", node.default, other.default)
         for slot in range(max(len(node.operands), len(other.operands))):
@@ -106,6 +102,21 @@ class Comparison:
                 continue  # the output says it
             if (result.type or twin.type) if node.is_place else (result.type and twin.type):  # inside, a file may leave it out
                 self.type(node, result, twin)
+
+    def _stands_alike(self, node: Node, other: Node) -> bool:
+        """In graphs of nodes that correspond, or both in the outermost."""
+        x, y = node.owner, other.owner
+        if x is None or y is None:
+            return x is y
+        return self.to_b.get(x[0]) is y[0] and x[1] == y[1]
+
+    def attributes(self, node: Node, other: Node) -> None:
+        """All but what only one opset's operator has, where it is left at its default: the opset is reported."""
+        for name in sorted(node.attributes.keys() | other.attributes.keys()):
+            is_in_both = name in node.attributes and name in other.attributes
+            is_given = name in node.given or name in other.given
+            if node.attributes.get(name) != other.attributes.get(name) and (is_in_both or is_given):
+                self.note("attribute", node, name, _attribute(node, name), _attribute(other, name))
 
     def operand(self, node: Node, what: str, x: Operand, y: Operand) -> None:
         if isinstance(x, Tensor) and isinstance(y, Tensor):
@@ -183,8 +194,8 @@ def value_difference(x: Array, y: Array) -> Values | None:
         differing = int(np.count_nonzero(x != y))
     a, b = (v.astype(np.float64) for v in (x, y))
     finite = np.isfinite(a) & np.isfinite(b)
-    gap = np.abs(a[finite] - b[finite])
-    return Values(x.size, differing, float(gap.max()) if gap.size else None)
+    gap = np.abs(a[finite] - b[finite]) if finite.any() else np.array(np.inf)
+    return Values(x.size, differing, float(gap.max()) if np.isfinite(gap.max()) else None)
 
 
 def model_differences(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:

@@ -110,7 +110,7 @@ class Node:
     """A node, an input or an output.
 
     op: with its domain, if it has one. attributes: name -> what decides equality. protos: name -> as the file or the schema has
-    it, for reports. owner: the node, and the name of its attribute, in whose graph this one
+    it, for reports; given: those that the file has. owner: the node, and the name of its attribute, in whose graph this one
     stands. facts: its provenance, where the pipeline made it (docs/artifacts.md), without the keys' prefix. position: of an
     input or output, among them. default: of an input.
     """
@@ -120,6 +120,7 @@ class Node:
     name: str
     attributes: dict[str, Hashable] = field(default_factory=dict)
     protos: dict[str, AttributeProto] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     operands: list[Operand] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
     owner: tuple[Node, str] | None = None
@@ -274,7 +275,7 @@ class _Reader:
     def attributes(self, node: Node, proto: onnx.NodeProto, known: Mapping[str, Tensor | Constant]) -> None:
         defaults, keys = _defaults(proto.op_type, plain(proto.domain), self.opsets.get(plain(proto.domain), 0))
         node.protos = defaults | {a.name: a for a in proto.attribute}
-        node.attributes = dict(keys)
+        node.attributes, node.given = dict(keys), frozenset(a.name for a in proto.attribute)
         read = len(node.operands)
         for attribute in sorted(proto.attribute, key=lambda a: a.name):
             name = attribute.name
@@ -350,9 +351,9 @@ def _dim(dim: Any) -> Dim:
 
 def _constant(proto: onnx.NodeProto) -> Any:
     """The tensor that a Constant node holds; None for one that takes it from its function's caller."""
-    (attribute,) = proto.attribute
-    if attribute.ref_attr_name:
+    if len(proto.attribute) != 1 or proto.attribute[0].ref_attr_name:
         return None
+    attribute = proto.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name in ("value", "sparse_value"):
         return value

@@ -66,7 +66,7 @@ def reordered(model: onnx.ModelProto, draw: random.Random) -> onnx.ModelProto:
         shuffled = list(entries)
         draw.shuffle(shuffled)
         del entries[:]
-        entries.extend(shuffled)  # type: ignore[arg-type]
+        entries.extend(shuffled)
     return made
 
 
