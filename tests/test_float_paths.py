@@ -34,8 +34,8 @@ def converted(name: str, folder: Path, topology: str = "tiny", **options: Any) -
 
 def placed(model: onnx.ModelProto) -> Placed:
     """Where quantizers stand; the softmax's tables and the random bits are none."""
-    calls = [n for n in model.graph.node if n.domain == DOMAIN and any(a.name == "bits" and a.i for a in n.attribute)]
-    return {(node_tag(n).layer, node_tag(n).role) for n in calls if node_tag(n).role}
+    calls = [n for n in model.graph.node if n.domain == DOMAIN and any(a.name == "role" for a in n.attribute)]
+    return {(node_tag(n).layer, node_tag(n).role) for n in calls}
 
 
 def expected(model: onnx.ModelProto) -> Placed:

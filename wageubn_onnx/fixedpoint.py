@@ -157,15 +157,6 @@ class Pixels:
 Value = Fixed | Pair | Ratio | Offset | Root | Step | Constant | Raw | Pixels
 
 
-def dtype_for(lo: int, hi: int) -> Any:
-    """The narrowest dtype that holds lo..hi; a tensor that is never negative and fits 8 bits is uint8."""
-    for dtype in (np.uint8, np.int8, np.int16, np.int32, np.int64):
-        info = np.iinfo(dtype)
-        if info.min <= lo and hi <= info.max:
-            return np.dtype(dtype)
-    raise ValueError(f"{lo}..{hi} does not fit 64 bits")
-
-
 def mantissas(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
     """Exact integers and the exponent with values = integers * 2^exponent, the exponent as great as can be."""
     exponent = 0

@@ -1,18 +1,20 @@
 """The graph that passes rewrite: onnx-graphsurgeon, plus what it would drop (roles, provenance, functions, versions).
 
 `Model.op` is the only way in which nodes are made. It infers shapes and dtypes at once, names the result after its layer, and
-records layer, role and pass of what it made; `to_proto` writes that record into the nodes' ``metadata_props``.
+records the provenance of what it made (`Tag`); `to_proto` writes that into the ``metadata_props`` of nodes and inputs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import google.protobuf.message
 import numpy as np
@@ -22,7 +24,8 @@ from onnx import numpy_helper
 
 from wageubn_onnx import __version__
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.infer import TensorType, infer
+from wageubn_onnx.infer import TensorType, dtype_for, infer
+from wageubn_onnx.quantizers.symbols import SYMBOLS
 
 OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
 IR_VERSION = 9
@@ -33,13 +36,20 @@ INTEGER_STAGES = ("int_training", "int_eval")
 Tensor: TypeAlias = gs.Tensor
 
 
-@dataclass(frozen=True)
-class Tag:
-    """What a node is for. layer: the source layer; role: the data path (W, A, C, BN.mu, E1, ...); made_by: the pass."""
+class Tag(NamedTuple):
+    """Where a node comes from and what it is for.
+
+    layer: the source layer; role: the place that passes look for (W, A, C, BN.mu, E1, ..., or Y, sum, ... without a quantizer);
+    made_by: the pass, and where that put it in place of another pass's node, that one before it. source: the nodes of the source
+    model that it does the work of; path: the data path that it is on, or serves. Several names have commas between them; what
+    does not apply is empty.
+    """
 
     layer: str = ""
     role: str = ""
     made_by: str = ""
+    source: str = ""
+    path: str = ""
 
 
 @dataclass
@@ -98,13 +108,21 @@ class Model:
 
     @contextlib.contextmanager
     def context(self, **changes: str) -> Iterator[None]:
-        """Within it, whatever is made carries these fields of Tag."""
+        """Within it, whatever is made carries these fields of Tag; ``path`` counts for nodes whose role is no data path."""
         before = self._context
-        self._context = replace(before, **changes)
+        self._context = before._replace(**changes)
         try:
             yield
         finally:
             self._context = before
+
+    def beside(self, tag: Tag) -> contextlib.AbstractContextManager[None]:
+        """Within it, whatever is made belongs where ``tag`` does: layer, source and path."""
+        return self.context(layer=tag.layer, source=tag.source, path=tag.path)
+
+    def _tag(self, role: str) -> Tag:
+        here = self._context
+        return Tag(here.layer, role, here.made_by, here.source, role if role in SYMBOLS else here.path)
 
     def unique(self, name: str) -> str:
         """``name``, or ``name.2``, ``name.3`` ... where it is taken."""
@@ -149,7 +167,7 @@ class Model:
         ]
         node = gs.Node(kind, base, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain or None)
         self.graph.nodes.append(node)
-        tag = Tag(layer, role, self._context.made_by)
+        tag = self._tag(role)
         for output in outputs:
             self.tags[output.name] = tag
         self._note_role(outputs[0])
@@ -180,12 +198,13 @@ class Model:
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> Tensor:
         tensor = gs.Variable(self.unique(name), dtype=np.dtype(dtype), shape=list(shape))
         self.graph.inputs.append(tensor)
+        self.tags[tensor.name] = self._tag("")
         return tensor
 
     def state(self, key: str, kind: str, layer: str, value: np.ndarray[Any, Any], frozen: bool = False, **info: Any) -> State:
         """A state tensor as graph input; a frozen one as a constant."""
         tensor = gs.Constant(self.unique(key), value) if frozen else self.input(key, value.dtype, value.shape)
-        self.tags[key] = Tag(layer, kind, self._context.made_by)
+        self.tags[key] = self._tag(kind)._replace(layer=layer)
         self.states[key] = State(key, kind, layer, value, tensor, info=dict(info), frozen=frozen)
         return self.states[key]
 
@@ -268,7 +287,8 @@ def to_proto(model: Model, outputs: dict[str, Tensor], parameters: bool = True) 
     graph, lent, taken = model.graph, list[tuple[Tensor, str]](), set[int]()
     for name, tensor in outputs.items():
         if not tensor.inputs or id(tensor) in taken:
-            tensor = model.op("Identity", tensor, name="output")
+            with model.beside(model.tag(tensor)), model.context(made_by="outputs"):
+                tensor = model.op("Identity", tensor, name="output")
         lent.append((tensor, tensor.name))
         taken.add(id(tensor))
         model.tags[name] = model.tag(tensor)
@@ -372,10 +392,7 @@ def _fill(graph: onnx.GraphProto, model: Model) -> None:
         if node.domain:
             made.domain = node.domain
         made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
-        tag = model.tags.get(node.outputs[0].name, Tag())
-        for key, text in (("layer", tag.layer), ("role", tag.role), ("pass", tag.made_by)):
-            if text:
-                made.metadata_props.add(key=PREFIX + key, value=text)
+        _describe(made, model.tag(node.outputs[0]), _format(node.attrs) if "role" in node.attrs else ())
         for tensor in (*node.inputs, *node.outputs):
             (constants if isinstance(tensor, gs.Constant) else variables)[tensor.name] = tensor
     graph.initializer.extend(numpy_helper.from_array(tensor.values, name) for name, tensor in constants.items())
@@ -391,6 +408,41 @@ def _fill(graph: onnx.GraphProto, model: Model) -> None:
                 element = onnx.helper.np_dtype_to_tensor_dtype(dtype)
                 types[dtype, shape] = onnx.helper.make_tensor_type_proto(element, shape)
             typed.add(name=tensor.name, type=types[dtype, shape])
+    for value, tensor in zip(graph.input, model.graph.inputs, strict=True):
+        state = model.states.get(value.name)
+        _describe(value, model.tag(tensor), _state_format(state) if state else ())
+
+
+KEYS = tuple(PREFIX + key for key in ("source", "layer", "role", "pass", "bits", "format"))
+
+
+def _describe(made: onnx.NodeProto | onnx.ValueInfoProto, tag: Tag, form: tuple[str, ...]) -> None:
+    """Write what a file says of a node or an input, but what is empty. ``form``: bits and format of what is on a grid."""
+    props = made.metadata_props
+    for key, value in zip(KEYS, (tag.source, tag.layer, tag.path, tag.made_by, *form), strict=False):
+        if value:
+            props.add(key=key, value=value)
+
+
+def _format(attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Bits and format of what a quantize node makes (docs/artifacts.md)."""
+    return _mantissas(attrs["bits"], attrs.get("lo", -math.inf), attrs.get("hi", math.inf), attrs.get("exponent"))
+
+
+def _state_format(state: State) -> tuple[str, ...]:
+    """The same of a state; nothing of one in float."""
+    if not {"exponent", "limit"} <= state.info.keys():
+        return ()
+    limit = int(state.info["limit"])
+    return _mantissas(limit.bit_length() + 1, state.info.get("least", -limit), limit, state.info["exponent"])
+
+
+@functools.cache
+def _mantissas(bits: int, least: float, greatest: float, exponent: int | None) -> tuple[str, str]:
+    """``int8*2^-7``: the narrowest dtype that holds all mantissas, ``int`` where they have no bounds; their unit."""
+    bounded = math.isfinite(least) and math.isfinite(greatest)
+    dtype = dtype_for(int(least), int(greatest)).name if bounded else "int"
+    return str(bits), f"{dtype}*2^{'run-time' if exponent is None else exponent}"
 
 
 def _range(state: State) -> list[int]:
@@ -406,7 +458,8 @@ def _called(nodes: Sequence[onnx.NodeProto], functions: dict[str, onnx.FunctionP
     return order
 
 
-def node_tag(node: onnx.NodeProto) -> Tag:
-    """The tag that `to_proto` wrote into a node."""
+def node_tag(node: onnx.NodeProto | onnx.ValueInfoProto) -> Tag:
+    """The tag that `to_proto` wrote into a node or an input, its role the data path; all empty where another program made it."""
     props = {p.key: p.value for p in node.metadata_props}
-    return Tag(props.get(PREFIX + "layer", ""), props.get(PREFIX + "role", ""), props.get(PREFIX + "pass", ""))
+    layer, role, made_by, source = (props.get(PREFIX + key, "") for key in ("layer", "role", "pass", "source"))
+    return Tag(layer, role, made_by, source, path=role)

@@ -27,6 +27,15 @@ class TensorType:
     shape: Any
 
 
+def dtype_for(lo: int, hi: int) -> Any:
+    """The narrowest dtype that holds lo..hi; a tensor that is never negative and fits 8 bits is uint8."""
+    for dtype in (np.uint8, np.int8, np.int16, np.int32, np.int64):
+        info = np.iinfo(dtype)
+        if info.min <= lo and hi <= info.max:
+            return np.dtype(dtype)
+    raise ValueError(f"{lo}..{hi} does not fit 64 bits")
+
+
 Inputs = Sequence[Any]  # graphsurgeon tensors: .dtype, .shape, and .values where constant
 Attrs = dict[str, Any]
 

@@ -182,8 +182,8 @@ def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
     outputs = next_states(model) | {n: model.named[n] for n in ("loss", "correct", "health") if n in model.named}
     if config.expose_gradients:
         outputs |= {f"{key}.gradient": gradient for key, gradient in model.gradients.items()}
-        with model.context(made_by="outputs"):
-            for key, exponent in model.notes.get("gradient_exponents", {}).items():  # copies: the manifest names the originals
+        for key, exponent in model.notes.get("gradient_exponents", {}).items():  # copies: the manifest names the originals
+            with model.beside(model.tag(model.gradients[key])), model.context(made_by="outputs"):
                 copy = model.op("Identity", exponent.tensor(model), name="gradient_exponent")
                 outputs[f"{key}.gradient.exponent"] = copy
     return outputs

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import Array, maker, only_reader, redirect, set_operand, values
+from wageubn_onnx.passes.importing.surgery import Array, absorb, maker, only_reader, redirect, set_operand, values
 
 OPS = ("Mul", "Div", "Add", "Sub")
 EPSILON = 1e-5  # of a BN put together again
@@ -42,6 +42,7 @@ def affine(graph: gs.Graph, node: gs.Node) -> bool:
     if source is not None and source.op in ("BatchNormalization", "Conv") and only_reader(graph, start) is node:
         if not _into_batch_norm(source, chain) and not _into_convolution(source, chain):
             return False
+        absorb(source, *chain.nodes)
         redirect(graph, result, start)
     else:
         made = gs.Variable(f"{result.name}/bn", np.float32, list(start.shape))
@@ -127,4 +128,6 @@ def _batch_norm(graph: gs.Graph, chain: Affine, start: gs.Tensor, made: gs.Tenso
         attrs["statistics"] = UNKNOWN
     kinds = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": variance}
     operands = [gs.Constant(f"{name}.{kind}", np.asarray(value, np.float32)) for kind, value in kinds.items()]
-    return gs.Node("BatchNormalization", name, attrs, [start, *operands], [made])
+    node = gs.Node("BatchNormalization", name, attrs, [start, *operands], [made])
+    absorb(node, *chain.nodes)
+    return node

@@ -163,8 +163,11 @@ def _add_batch_norm(g: Model, convolution: gs.Node, moments: _Moments) -> None:
         "running_var": variance,
     }
     layer = _new_layer(g, g.tag(output).layer)
-    with g.context(layer=layer):
-        states = [g.state(f"{layer}.{PARAMETERS[k]}", k, layer, v.astype(np.float32)).tensor for k, v in values.items()]
+    with g.context(layer=layer, source=g.tag(output).source, path="A"):
+        states = []
+        for kind, value in values.items():
+            with g.context(path=f"BN.{kind}"):
+                states.append(g.state(f"{layer}.{PARAMETERS[kind]}", kind, layer, value.astype(np.float32)).tensor)
         result = g.op("BatchNormalization", output, *states, name="bn", role="Y", epsilon=EPSILON, momentum=MOMENTUM)
     g.replace_uses(output, result)
     nodes = g.graph.nodes

@@ -20,7 +20,7 @@ from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
 from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.spelling import respell
-from wageubn_onnx.passes.importing.surgery import values
+from wageubn_onnx.passes.importing.surgery import origins, values
 from wageubn_onnx.passes.importing.windows import padding
 
 
@@ -60,11 +60,12 @@ class _Forward:
         if len(self.source.outputs) != 1:
             names = ", ".join(repr(output.name) for output in self.source.outputs)
             raise WageubnError(f"the network must end in one output of logits [N, classes]; it has {names}")
-        model.named["images"] = model.input("images", np.float32, ["N", *image.shape[1:]])
-        self.values[image.name] = model.named["images"]
-        with model.context(made_by="import"):
+        with model.context(made_by=PASS.name):
+            with model.context(layer="input", source=image.name, path="I"):
+                model.named["images"] = model.input("images", np.float32, ["N", *image.shape[1:]])
+            self.values[image.name] = model.named["images"]
             for node in self.source.nodes:
-                with model.context(layer=layer_name(node)):
+                with model.context(layer=layer_name(node), source=",".join(origins(node)), path="A"):
                     self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
         logits = self.values[self.source.outputs[0].name]
         if len(logits.shape) != 2:
@@ -90,7 +91,9 @@ class _Forward:
             )
         if tensor.values.dtype != np.float32:
             raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
-        return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
+        path = f"BN.{kind}" if kind.startswith("running") else kind
+        with self.model.context(path=path):
+            return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
 
     @staticmethod
     def mark(states: list[State], statistics: str | None) -> None:

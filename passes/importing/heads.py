@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import bypass, insert, maker, only_reader, redirect, set_operand, values
+from wageubn_onnx.passes.importing.surgery import absorb, bypass, insert, maker, only_reader, redirect, set_operand, values
 
 
 def to_flatten(graph: gs.Graph, node: gs.Node) -> bool:
@@ -19,6 +19,7 @@ def to_flatten(graph: gs.Graph, node: gs.Node) -> bool:
         return bypass(graph, node)
     before = maker(x)
     if before is not None and before.op in RESHAPES and _keeps_elements(before):  # the last one decides
+        absorb(node, before)
         node.op, node.attrs = "Reshape", {}
         node.inputs = [before.inputs[0], gs.Constant(f"{node.name}.shape", np.asarray(y.shape, np.int64))]
         return True
@@ -58,11 +59,11 @@ def global_pool(graph: gs.Graph, node: gs.Node) -> bool:
 
 def _reduced_mean(graph: gs.Graph, node: gs.Node) -> bool:
     """A mean over rows and columns, at once or one after the other, with or without the axes that it leaves."""
-    x = node.inputs[0]
+    x, merged = node.inputs[0], [node]
     axes = _axes(node, len(x.shape or ()))
     before = maker(x)
     if axes == [2] and before is not None and before.op == "Reshape" and _is_map_of_rows(before):
-        x, axes = before.inputs[0], [2, 3]
+        x, axes, merged = before.inputs[0], [2, 3], [before, node]
     last, keeps = node, node.attrs.get("keepdims", 1)
     following = only_reader(graph, node.outputs[0])
     if len(axes) == 1 and following is not None and following.op == "ReduceMean":
@@ -71,11 +72,14 @@ def _reduced_mean(graph: gs.Graph, node: gs.Node) -> bool:
         if following.attrs.get("keepdims", 1) != keeps:
             return False
         last = following
+        merged.append(last)
     if sorted(axes) != [2, 3] or len(x.shape or ()) != 4:
         return False
-    pooled = insert(graph, "GlobalAveragePool", node.name or node.outputs[0].name, {}, [x], [*x.shape[:2], 1, 1])
+    name = node.name or node.outputs[0].name
+    pooled = insert(graph, "GlobalAveragePool", name, {}, [x], [*x.shape[:2], 1, 1], merged)
     if not keeps or len(last.inputs[0].shape) != 4:
-        pooled = insert(graph, "Flatten", last.name or last.outputs[0].name, {"axis": 1}, [pooled], list(x.shape[:2]))
+        name = last.name or last.outputs[0].name
+        pooled = insert(graph, "Flatten", name, {"axis": 1}, [pooled], list(x.shape[:2]), [last])
     redirect(graph, last.outputs[0], pooled)
     last.outputs.clear()
     return True
@@ -128,6 +132,7 @@ def gemm_bias(graph: gs.Graph, node: gs.Node) -> bool:
             set_operand(node, 2, other.values.reshape(-1), "bias")
     else:
         set_operand(node, 2, values(node, 2).reshape(-1) + other.values.reshape(-1), "bias")
+    absorb(node, following)
     redirect(graph, following.outputs[0], node.outputs[0])
     following.inputs.clear()
     following.outputs.clear()
@@ -149,6 +154,7 @@ def gemm_scale(graph: gs.Graph, node: gs.Node) -> bool:
         set_operand(node, 2, values(node, 2) * factor.values.reshape(-1), "bias")
     scale = factor.values.reshape(-1, 1) if turned else factor.values.reshape(1, -1)
     set_operand(node, 1, weight * scale, "weight")
+    absorb(node, following)
     redirect(graph, following.outputs[0], node.outputs[0])
     following.inputs.clear()
     following.outputs.clear()
@@ -182,9 +188,9 @@ def dense_convolution(graph: gs.Graph, node: gs.Node) -> bool:
         return False
     weight = node.inputs[1].values
     name = node.name or y.name
-    flat = insert(graph, "Flatten", f"{name}/flatten", {"axis": 1}, [x], [x.shape[0], math.prod(x.shape[1:])])
+    flat = insert(graph, "Flatten", f"{name}/flatten", {"axis": 1}, [x], [x.shape[0], math.prod(x.shape[1:])], [flatten])
     set_operand(node, 1, weight.reshape(len(weight), -1), "weight")
-    logits = insert(graph, "Gemm", name, {"transB": 1}, [flat, *node.inputs[1:]], [x.shape[0], len(weight)])
+    logits = insert(graph, "Gemm", name, {"transB": 1}, [flat, *node.inputs[1:]], [x.shape[0], len(weight)], [node])
     redirect(graph, flatten.outputs[0], logits)
     node.inputs.clear()
     node.outputs.clear()

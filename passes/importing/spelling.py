@@ -46,7 +46,8 @@ def _sum(graph: gs.Graph, node: gs.Node) -> bool:
     """Sum(a, b, c) = Add(Add(a, b), c)."""
     total, *others = node.inputs
     for count, other in enumerate(others[:-1]):
-        total = insert(graph, "Add", f"{node.name or node.outputs[0].name}.{count}", {}, [total, other], node.outputs[0].shape)
+        name = f"{node.name or node.outputs[0].name}.{count}"
+        total = insert(graph, "Add", name, {}, [total, other], node.outputs[0].shape, [node])
     if not others:
         return bypass(graph, node)
     node.op, node.inputs = "Add", [total, others[-1]]

@@ -32,6 +32,17 @@ def redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     graph.outputs = [new if o is old else o for o in graph.outputs]
 
 
+def origins(node: gs.Node) -> list[str]:
+    """The nodes of the source that ``node`` does the work of: itself, unless `absorb` says otherwise."""
+    found: list[str] = getattr(node, "origins", [node.name])
+    return found
+
+
+def absorb(node: gs.Node, *others: gs.Node) -> None:
+    """Note that ``node`` does the work of ``others``, too."""
+    node.origins = list(dict.fromkeys(name for each in (node, *others) for name in origins(each)))
+
+
 def only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     """The node that alone reads ``tensor``, once; None where others do, or the graph's outputs."""
     if len(tensor.outputs) != 1 or any(tensor is o for o in graph.outputs):
@@ -63,9 +74,18 @@ def set_operand(node: gs.Node, position: int, array: Array, suffix: str) -> None
 
 
 def insert(
-    graph: gs.Graph, kind: str, name: str, attrs: dict[str, Any], inputs: Sequence[gs.Tensor], shape: Sequence[int]
+    graph: gs.Graph,
+    kind: str,
+    name: str,
+    attrs: dict[str, Any],
+    inputs: Sequence[gs.Tensor],
+    shape: Sequence[int],
+    instead_of: Sequence[gs.Node],
 ) -> gs.Tensor:
-    """Append a node of one output; return that."""
+    """Append a node of one output, which does the work of other nodes; return its output."""
     result = gs.Variable(f"{name}/{kind.lower()}", np.float32, list(shape))
-    graph.nodes.append(gs.Node(kind, name, attrs, list(inputs), [result]))
+    made = gs.Node(kind, name, attrs, list(inputs), [result])
+    made.origins = []
+    absorb(made, *instead_of)
+    graph.nodes.append(made)
     return result

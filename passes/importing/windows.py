@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import Array, bypass, maker, only_reader, values
+from wageubn_onnx.passes.importing.surgery import Array, absorb, bypass, maker, only_reader, values
 
 LOWEST = -3.0e38  # and below: as good as minus infinity
 
@@ -28,6 +28,7 @@ def pad_into_windows(graph: gs.Graph, node: gs.Node) -> bool:
     for reader in list(y.outputs):
         if _absorb(reader, y, amounts[:, 2:], fill, _is_positive(x)):
             reader.inputs = [x if i is y else i for i in reader.inputs]
+            absorb(reader, node)
             absorbed = True
     return absorbed
 
@@ -96,6 +97,7 @@ def merged_strides(graph: gs.Graph, node: gs.Node) -> bool:
         return False
     second["strides"] = [a * b for a, b in zip(first["strides"], second["strides"], strict=True)]
     node.inputs = before.inputs[:1]
+    absorb(node, before)
     return True
 
 

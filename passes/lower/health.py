@@ -64,7 +64,7 @@ def count_health(g: Model, config: Config) -> None:
         watched = Watched(node, parts, bounded)
         groups.setdefault(watched.group, []).append(watched)
     rows = [w for group in groups.values() for w in group]
-    with g.context(layer="health"):
+    with g.context(layer="health", path="health"):
         counts = [_counts(g, group) for group in groups.values()]
         some = g.op("Concat", *(nonzero for _, nonzero in counts), name="nonzero", axis=0)
         all_zero = g.op("Sub", g.scalar(1, np.int32), g.op("Cast", some, name="nonzero", to=T.INT32), name="all_zero")

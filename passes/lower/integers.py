@@ -12,9 +12,10 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.autodiff.rules import average_counts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value, dtype_for
+from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value
 from wageubn_onnx.geometry import Window, tap_slices
 from wageubn_onnx.graph import Model, Tensor, sort
+from wageubn_onnx.infer import dtype_for
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
@@ -304,7 +305,8 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     with g.context(made_by=PASS.name):
         for name in ("images", "labels", "lr", "gradient_range", "seed"):
             if name in quantized.named:
-                _input(lower, name)
+                with g.beside(quantized.tag(quantized.named[name])):
+                    _input(lower, name)
         for state in quantized.states.values():
             lo, hi = state.info.get("least", -state.info["limit"]), state.info["limit"]
             plain = state.kind in ("step", "exponent")
@@ -313,9 +315,10 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
                 initial = np.broadcast_to(np.zeros((), dtype), state.value.shape)
             else:
                 initial = mantissas_of(state.value, exponent, lo, hi, dtype)
-            mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **state.info | {"least": lo})
+            with g.beside(quantized.tags[state.key]):
+                mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **state.info | {"least": lo})
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
-        lower.run(RULES)
+        lower.run(RULES, PASS.name)
         for key, state in quantized.states.items():
             if state.after is not None:
                 after = lower.value(state.after)
@@ -328,7 +331,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
                 if isinstance(value, Fixed):
                     g.notes.setdefault("exponents", {})[name] = value.exponent.static
         for key, gradient in quantized.gradients.items():
-            with g.context(layer=quantized.states[key].layer):
+            with g.beside(quantized.tag(gradient)):
                 value = lower.fixed(lower.value(gradient), gradient.inputs[0])
                 g.gradients[key] = value.tensor
                 g.notes.setdefault("gradient_exponents", {})[key] = value.exponent

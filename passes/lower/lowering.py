@@ -176,12 +176,13 @@ class Lowering:
 
     # -- the walk -----------------------------------------------------------------------------------------------------
 
-    def run(self, rules: dict[str, Rule]) -> None:
-        """Lower every node of the source in order. Raises WageubnError for a node without a rule."""
+    def run(self, rules: dict[str, Rule], made_by: str) -> None:
+        """Lower every node of the source in order, for the pass ``made_by``. Raises WageubnError for a node without a rule."""
         for node in self.source.graph.nodes:
             if node.op not in rules:
                 raise WageubnError(f"node {node.name!r}: operator {node.op} has no integer lowering")
-            with self.g.context(layer=self.source.tag(node.outputs[0]).layer):
+            tag = self.source.tag(node.outputs[0])
+            with self.g.beside(tag), self.g.context(made_by=f"{tag.made_by},{made_by}"):
                 results = rules[node.op](self, node)
             for output, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
                 self.values[output.name] = result

@@ -55,7 +55,7 @@ def _statistics(g: Model, config: Config, sigma: Tensor) -> None:
     mean, deviation = (config.profile.format(path, layer) for path in ("BN.mu", "BN.sigma"))
     (mu,) = g.by_role("BN.mu", layer=layer)
     entry = next(u for u in mu.outputs if u.op == "Sub" and u.inputs[1] is mu).inputs[0]
-    with g.context(layer=layer):
+    with g.beside(g.tag(mu)):
         grid, missing = _mean_grid(g, entry, mean)
         fine = finer(g, grid, 0 if missing else 1) if deviation.fraction is None else deviation.exponent
     exponent = grid if isinstance(grid, int) else _greatest_exponent(g, entry) + ROOM - missing
@@ -79,7 +79,7 @@ def _under_root(g: Model, sigma: Tensor, deviation: Format, fine: Grid, exponent
     total = source(source(sigma).inputs[0])
     greatest = 4 * (deviation.greatest + 1) ** 2  # beyond, sigma saturates in any case
     positive = replace(deviation, bits=greatest.bit_length() + 1, least=0, greatest=greatest)
-    with g.context(layer=g.tag(sigma).layer):
+    with g.beside(g.tag(sigma)):
         epsilon, unit = total.inputs[1], 2.0 ** (2 * exponent - 2)
         epsilon.values = (np.clip(np.round(epsilon.values / unit), 1, greatest) * unit).astype(np.float32)
         if not isinstance(fine, int):

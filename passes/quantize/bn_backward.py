@@ -42,7 +42,7 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
             form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2)
         )
         factors = source(ratio).inputs
-        with g.context(layer=layer):
+        with g.beside(g.tag(ratio)):
             grid = quotient(g, *map(grid_of, factors)) if all(map(is_quantized, factors)) else None
             per_channel = None if grid is None or isinstance(grid, int) else finer(g, grid, CHANNEL_FRACTION)
         if per_channel is None:
@@ -58,7 +58,7 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
         coefficients = [tensor for role in roles for tensor in g.by_role(role, layer=layer)]
         if not coefficients or not (is_dynamic(error) and is_dynamic(a)):
             continue
-        with g.context(layer=layer):
+        with g.beside(g.tag(coefficients[0])):
             step = g.op("Mul", step_of(error), step_of(a), name="step_e_A")
         for tensor in coefficients:
             role = g.tag(tensor).role

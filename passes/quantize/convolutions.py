@@ -25,7 +25,7 @@ def quantize_convolutions(g: Model, config: Config) -> None:
         if form.delayed and isinstance(state_of(g, tensor, "W").info.get("scale_log2"), list):  # a BN follows
             reach = abs(found.mean) + SPREAD * found.deviation
             first = np.reshape([exponent_for(r, form.bits) for r in reach], (1, -1, 1, 1))
-            g.replace_uses(tensor, *delayed(g, layer, [tensor], "C", form, first))
+            g.replace_uses(tensor, *delayed(g, tensor, [tensor], "C", form, first))
             continue
         exponent = form_exponent(form, float(found.reach.max()) * (4.0 if is_logits else 1.0))
         insert(g, tensor, floating.direct, role, form, exponent)

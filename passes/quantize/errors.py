@@ -39,9 +39,9 @@ def quantize_errors(g: Model, config: Config) -> None:
         form = config.profile.format("E.sum", layer)
         if form.is_float:
             continue
-        with g.context(layer=layer):
+        with g.beside(g.tag(total)):
             if form.delayed:
-                node.inputs = delayed(g, layer, list(node.inputs), "E.sum", form, _first(g, total, form))
+                node.inputs = delayed(g, total, list(node.inputs), "E.sum", form, _first(g, total, form))
             else:
                 node.inputs = list(floating.align(g, node.inputs[0], node.inputs[1], "E.sum", form)[:2])
     for product in g.by_role("E.acc"):
@@ -55,7 +55,7 @@ def _error(g: Model, config: Config, slot: Tensor, role: str) -> None:
     if form.function == "flag":
         fill(g, slot, floating.flag, role, form)
     elif form.delayed:
-        g.replace_uses(slot, *delayed(g, layer, source(slot).inputs, role, form, _first(g, slot, form), random))
+        g.replace_uses(slot, *delayed(g, slot, source(slot).inputs, role, form, _first(g, slot, form), random))
     else:
         fill(g, slot, floating.shift, role, form, random)
 
@@ -76,7 +76,7 @@ def _shorten(g: Model, config: Config, product: Tensor) -> None:
     excess = (count * w.greatest * reach).bit_length() - (form.bits - 1)
     if excess <= 0 or any(f.is_float for f in (e2, w, form)):
         return
-    with g.context(layer=layer):
+    with g.beside(g.tag(product)):
         weight_step = 2.0 ** int(quantizer_of(weight).attrs["exponent"])
         step = g.op("Mul", step_of(error), g.scalar(weight_step * 2.0**excess), name="step_acc")
     insert(g, product, floating.grid, step, "E.acc", form)

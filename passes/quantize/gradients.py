@@ -23,7 +23,8 @@ from wageubn_onnx.quantizers import floating
 
 def quantize_gradients(g: Model, config: Config) -> None:
     """Fill every slot G.*. Adds the input ``gradient_range`` int32 []."""
-    dr = g.named["gradient_range"] = g.input("gradient_range", np.int32, [])
+    with g.context(layer="optimizer", path="G.W"):
+        dr = g.named["gradient_range"] = g.input("gradient_range", np.int32, [])
     for decay in g.by_role("G.decay"):
         _align_decay(g, config, decay)
     for slot in g.by_role("G.W"):
@@ -49,7 +50,7 @@ def _align_decay(g: Model, config: Config, decay: Tensor) -> None:
     activation, error = product.inputs
     if not (is_quantized(activation) and is_dynamic(error)):
         return
-    with g.context(layer=g.tag(decay).layer):
+    with g.beside(g.tag(decay)):
         unit = g.scalar(2.0 ** int(quantizer_of(activation).attrs["exponent"]))
         step = g.op("Mul", step_of(error), unit, name="step_dw")
     insert(g, decay, floating.grid, step, "G.decay", config.profile.format("G.decay", g.tag(decay).layer))

@@ -21,15 +21,16 @@ def quantize_loss(g: Model, config: Config) -> None:
     if form.is_float:
         return
     for exponential in g.by_role("S.exp"):
-        with g.context(layer="loss"):
+        with g.context(layer="loss", path="S.t"):
             binary = g.op("Mul", source(exponential).inputs[0], g.constant(math.log2(math.e), name="log2e"), name="binary")
             low = -DEEPEST * 2**tables.EXP_INDEX
             quantized = floating.direct(g, binary, "S.t", Format(14), -tables.EXP_INDEX, lo=low, hi=0)
-            g.replace_uses(exponential, floating.exponential(g, quantized))
+            with g.context(path="S.p"):
+                g.replace_uses(exponential, floating.exponential(g, quantized))
     for total in g.by_role("S.total"):  # never below 1, since the greatest logit adds 2^0; said so that it can be proven
         insert(g, total, _at_least_1)
     for logarithm in g.by_role("S.log"):
-        with g.context(layer="loss"):
+        with g.context(layer="loss", path="loss"):
             binary = floating.logarithm(g, source(logarithm).inputs[0])
             g.replace_uses(logarithm, g.op("Mul", binary, g.constant(math.log(2), name="ln2"), name="log"))
     for probability in g.by_role("S.p"):

@@ -59,7 +59,7 @@ def _place(
     """Let what reads ``old`` read the quantized ``x``. A format in float is no quantizer: then ``old`` stays."""
     if any(isinstance(a, Format) and a.is_float for a in args):
         return old
-    with g.context(layer=g.tag(old).layer):
+    with g.beside(g.tag(old)):
         result = quantizer(g, x, *args, **kwargs)
     quantized: Tensor = result[0] if isinstance(result, tuple) else result  # a dynamic one also returns its step
     g.replace_uses(old, quantized, keep)
@@ -155,9 +155,9 @@ HELD = (-32, 24)  # of a channel's exponent: squares of its step stay far within
 
 
 def delayed(
-    g: Model, layer: str, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None
+    g: Model, place: Tensor, tensors: list[Tensor], role: str, form: Format, first: Any, random: Tensor | None = None
 ) -> list[Tensor]:
-    """``tensors`` on one grid of ``layer``, whose exponent is a state that this step advances for the next one.
+    """``tensors`` on one grid of the layer of ``place``, whose exponent is a state that this step advances for the next one.
 
     first: the exponent of the first step, one or one a channel [1, C, 1, 1]. A step that computes no loss leaves the state alone.
     """
@@ -166,7 +166,9 @@ def delayed(
         (lowest, highest), small, up = HELD, form.greatest // 4, 2
     else:  # as R has it: the finer grid where the greatest does not pass it by sqrt(2)
         (lowest, highest), small, up = (bound - form.bits + 1 for bound in GUARD), math.isqrt(form.greatest**2 // 2), 1
-    with g.context(layer=layer):
+    tag = g.tag(place)
+    layer = tag.layer
+    with g.beside(tag), g.context(path=role):
         key = f"{layer}.{role}.exponent" if f"{layer}.{role}.exponent" not in g.states else f"{tensors[0].name}.exponent"
         state = g.state(key, "exponent", layer, np.clip(first, lowest, highest), exponent=0, least=lowest, limit=highest)
         step = floating.power(g, state.tensor, g.named["images"])
@@ -234,5 +236,5 @@ def random_for(g: Model, form: Format, key: str, slot: Tensor) -> Tensor | None:
     """16 random bits an element of ``slot`` where its format rounds stochastically: a hash of (seed, step, ``key``, element)."""
     if form.is_float or form.rounding != "stochastic":
         return None
-    with g.context(layer=g.tag(slot).layer):
+    with g.beside(g.tag(slot)):
         return floating.random_bits(g, g.named["seed"], g.states["step"].tensor, key, list(slot.shape))

@@ -17,18 +17,21 @@ def add_loss(g: Model, config: Config) -> None:
     """
     z = g.named["logits"]
     n, classes = z.shape
-    labels = g.named["labels"] = g.input("labels", np.int32, [n])
     last = g.ints(1)
-    with g.context(layer="loss"):
-        shifted = g.op("Sub", z, g.op("ReduceMax", z, last, name="max", keepdims=1), name="shifted", role="S.t")
-        exponential = g.op("Exp", shifted, name="exp", role="S.exp")
-        total = g.op("ReduceSum", exponential, last, name="total", role="S.total", keepdims=1)
-        probability = g.op("Div", exponential, total, name="probability", role="S.p")
+    with g.context(layer="loss", path="loss"):
+        labels = g.named["labels"] = g.input("labels", np.int32, [n])
+        with g.context(path="S.t"):
+            shifted = g.op("Sub", z, g.op("ReduceMax", z, last, name="max", keepdims=1), name="shifted", role="S.t")
+        with g.context(path="S.p"):
+            exponential = g.op("Exp", shifted, name="exp", role="S.exp")
+            total = g.op("ReduceSum", exponential, last, name="total", role="S.total", keepdims=1)
+            probability = g.op("Div", exponential, total, name="probability", role="S.p")
         index = g.constant(np.arange(classes)[None], np.int32, name="classes")
         is_label = g.op("Equal", g.op("Unsqueeze", labels, last, name="label"), index, name="is_label")
-        onehot = g.op("Where", is_label, g.scalar(1.0), g.scalar(0.0), name="onehot")
         share = g.constant(1.0 / n, name="reciprocal")
-        g.named["dlogits"] = g.op("Mul", g.op("Sub", probability, onehot, name="gap"), share, name="dlogits")
+        with g.context(path="E2"):
+            onehot = g.op("Where", is_label, g.scalar(1.0), g.scalar(0.0), name="onehot")
+            g.named["dlogits"] = g.op("Mul", g.op("Sub", probability, onehot, name="gap"), share, name="dlogits")
         picked = g.op(
             "ReduceSum", g.op("Where", is_label, shifted, g.scalar(0.0), name="picked"), last, name="picked", keepdims=1
         )

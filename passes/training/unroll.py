@@ -12,24 +12,24 @@ from wageubn_onnx.passbase import Pass
 
 def training_form(forward: Model, config: Config) -> Model:
     """`forward` with batch statistics and ``config.batch`` images; the tape waits in ``notes`` for the backward pass."""
-    return _replayed(forward, "fp_training", config.batch)
+    return _replayed(forward, TRAINING, "fp_training", config.batch)
 
 
 def evaluation_form(forward: Model, config: Config) -> Model:
     """`forward` with running statistics, for any batch: what `int_eval` is lowered from."""
-    return _replayed(forward, "fp_eval", "N")
+    return _replayed(forward, EVALUATION, "fp_eval", "N")
 
 
-def _replayed(forward: Model, stage: str, batch: int | str) -> Model:
+def _replayed(forward: Model, step: Pass, stage: str, batch: int | str) -> Model:
     model = Model.empty(stage, forward.graph.name)
     shape = forward.named["images"].shape
-    images = model.named["images"] = model.input("images", np.float32, [batch, *shape[1:]])
-    with model.context(made_by="unroll"):
-        with model.context(layer="input"):
+    with model.context(made_by=step.name):
+        with model.beside(forward.tag(forward.named["images"])):
+            images = model.named["images"] = model.input("images", np.float32, [batch, *shape[1:]])
             bound: dict[str, Tensor] = {"images": model.slot(images, "I")}
         for key, state in forward.states.items():
-            tensor = model.state(key, state.kind, state.layer, state.value, frozen=state.frozen).tensor
-            with model.context(layer=state.layer):
+            with model.beside(forward.tags[key]):
+                tensor = model.state(key, state.kind, state.layer, state.value, frozen=state.frozen).tensor
                 slotted = state.kind in ("W", "gamma", "beta", "bias")
                 bound[key] = model.slot(tensor, state.kind) if slotted else tensor
         tape = replay(forward, model, bound, training=stage == "fp_training")

@@ -183,7 +183,7 @@ def test_every_shift_operator_is_forbidden() -> None:
 
 
 def quantizer(model: Model, layer: str, role: str) -> onnx.NodeProto:
-    return next(n for n in model.graph.node if n.domain == DOMAIN and (node_tag(n).layer, node_tag(n).role) == (layer, role))
+    return next(n for n in quantizers(model) if (node_tag(n).layer, node_tag(n).role) == (layer, role))
 
 
 def bypass(model: Model, node: onnx.NodeProto, outputs: int) -> None:

@@ -9,14 +9,14 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.autodiff.rules import RULES, Pullback, batch_norm_frozen
 from wageubn_onnx.errors import UnsupportedOperator
-from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.graph import Model, Tag, Tensor
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of the tape: its layer, result, operands and pullback."""
+    """One operator of the tape: its tag in `forward`, result, operands and pullback."""
 
-    layer: str
+    tag: Tag
     result: Tensor
     operands: list[Tensor]
     pullback: Pullback
@@ -33,11 +33,11 @@ def replay(forward: Model, target: Model, bound: dict[str, Tensor], training: bo
         if node.op not in RULES:
             raise UnsupportedOperator(f"node {node.name!r}: no gradient rule for operator {node.op}")
         operands = [bound.get(i.name, i) for i in node.inputs]  # a constant stays what it is
-        layer = forward.tag(node.outputs[0]).layer
-        with target.context(layer=layer):
+        tag = forward.tag(node.outputs[0])
+        with target.beside(tag):
             rule = batch_norm_frozen if _is_frozen(forward, node, training) else RULES[node.op]
             result, pullback = rule(target, node.attrs, operands)
-        tape.append(Step(layer, result, operands, pullback))
+        tape.append(Step(tag, result, operands, pullback))
         bound[node.outputs[0].name] = result
     return tape
 
@@ -63,7 +63,7 @@ def backward(model: Model, tape: list[Step], seed: Tensor, of: Tensor, wanted: C
     for step in reversed(tape):
         if step.result.name not in errors or step.result.name not in reached:
             continue
-        with model.context(layer=step.layer):
+        with model.context(layer=step.tag.layer, source=step.tag.source, path="E1"):
             for operand, error in zip(step.operands, step.pullback(errors[step.result.name]), strict=True):
                 if error is None or operand.name not in reached:
                     continue

@@ -40,7 +40,9 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
             "ConvTranspose", dy, w, name="dx", role="E.acc", group=attrs["group"], kernel_shape=list(window.kernel),
             output_padding=extra, **{k: attrs[k] for k in ("strides", "pads", "dilations")},
         )  # fmt: skip
-        return [dx, weight_gradient(g, x, w, dy, window), *(_bias_gradient(g, dy) for _ in bias)]
+        with g.context(path="G.W"):
+            dw = weight_gradient(g, x, w, dy, window)
+        return [dx, dw, *(_bias_gradient(g, dy) for _ in bias)]
 
     return y, pullback
 
@@ -89,9 +91,10 @@ def gemm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E2")
         dx = g.op("MatMul", dy, w, name="dx", role="E.acc")
-        x_t = g.op("Transpose", x, name="x_t", perm=[1, 0])
-        dw_t = g.op("MatMul", x_t, dy, name="dw_t")
-        dw = g.op("Transpose", dw_t, name="dw", perm=[1, 0])
+        with g.context(path="G.W"):
+            x_t = g.op("Transpose", x, name="x_t", perm=[1, 0])
+            dw_t = g.op("MatMul", x_t, dy, name="dw_t")
+            dw = g.op("Transpose", dw_t, name="dw", perm=[1, 0])
         return [dx, dw, *(_bias_gradient(g, dy) for _ in bias)]
 
     return y, pullback
@@ -106,7 +109,8 @@ def _add_bias(g: Model, product: Tensor, bias: list[Tensor], role: str) -> Tenso
 
 def _bias_gradient(g: Model, dy: Tensor) -> Tensor:
     axes = [a for a in range(len(dy.shape)) if a != 1]
-    return g.op("ReduceSum", dy, g.ints(*axes), name="dbias", keepdims=0)
+    with g.context(path="G.bias"):
+        return g.op("ReduceSum", dy, g.ints(*axes), name="dbias", keepdims=0)
 
 
 CHANNEL = (1, -1, 1, 1)  # a per-channel vector beside [N, C, H, W]
@@ -121,10 +125,12 @@ def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple
     x, gamma, beta, running_mean, running_var = operands
     axes, count = g.ints(0, 2, 3), math.prod((x.shape[0], *x.shape[2:]))
     n = g.scalar(float(count))
-    mu = g.op("Div", g.op("ReduceSum", x, axes, name="sum"), n, name="mu", role="BN.mu")
-    centered = g.op("Sub", x, mu, name="centered")
-    square = g.op("Mul", centered, centered, name="square")
-    var = g.op("Div", g.op("ReduceSum", square, axes, name="square_sum"), n, name="var")
+    with g.context(path="BN.mu"):
+        mu = g.op("Div", g.op("ReduceSum", x, axes, name="sum"), n, name="mu", role="BN.mu")
+    with g.context(path="BN.sigma"):
+        centered = g.op("Sub", x, mu, name="centered")
+        square = g.op("Mul", centered, centered, name="square")
+        var = g.op("Div", g.op("ReduceSum", square, axes, name="square_sum"), n, name="var")
     xh, gamma_c, sigma = _normalize(g, centered, var, gamma, attrs)
     y = _affine(g, xh, gamma_c, beta)
     for state, batch, role in ((running_mean, mu, "BN.running_mean"), (running_var, var, "BN.running_var")):
@@ -133,10 +139,14 @@ def batch_norm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple
     def pullback(error: Tensor) -> list[Tensor | None]:
         e, dgamma, dbeta, a = _affine_gradients(g, error, xh, gamma_c, sigma)
         # the division comes last: on grids the product is exact, and one division rounds a tie as integers do
-        k = g.op("Div", g.op("Mul", a, dgamma, name="A_e_xh"), n, name="K", role="BN.K")
-        b = g.op("Div", g.op("Mul", a, dbeta, name="A_e"), n, name="B", role="BN.B")
-        slope = g.op("Sub", g.op("Mul", e, a, name="e_A", role="BN.e_A"), g.op("Mul", xh, k, name="xh_K"), name="slope")
-        return [g.op("Sub", slope, b, name="dx"), *_per_channel(g, dgamma, dbeta), None, None]
+        with g.context(path="BN.K"):
+            k = g.op("Div", g.op("Mul", a, dgamma, name="A_e_xh"), n, name="K", role="BN.K")
+        with g.context(path="BN.B"):
+            b = g.op("Div", g.op("Mul", a, dbeta, name="A_e"), n, name="B", role="BN.B")
+        with g.context(path="E2"):
+            slope = g.op("Sub", g.op("Mul", e, a, name="e_A", role="BN.e_A"), g.op("Mul", xh, k, name="xh_K"), name="slope")
+            dx = g.op("Sub", slope, b, name="dx")
+        return [dx, *_per_channel(g, dgamma, dbeta), None, None]
 
     return y, pullback
 
@@ -149,12 +159,17 @@ def batch_norm_frozen(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -
     x, gamma, beta, running_mean, running_var = operands
     channel = g.ints(*CHANNEL)
     mu = g.op("Reshape", running_mean, channel, name="mu", role="BN.mu")
-    var = g.op("Reshape", running_var, channel, name="var")
-    xh, gamma_c, sigma = _normalize(g, g.op("Sub", x, mu, name="centered"), var, gamma, attrs)
+    with g.context(path="BN.sigma"):
+        var = g.op("Reshape", running_var, channel, name="var")
+    with g.context(path="BN.x"):
+        centered = g.op("Sub", x, mu, name="centered")
+    xh, gamma_c, sigma = _normalize(g, centered, var, gamma, attrs)
 
     def pullback(error: Tensor) -> list[Tensor | None]:
         e, dgamma, dbeta, a = _affine_gradients(g, error, xh, gamma_c, sigma)
-        return [g.op("Mul", e, a, name="e_A", role="BN.e_A"), *_per_channel(g, dgamma, dbeta), None, None]
+        with g.context(path="E2"):
+            dx = g.op("Mul", e, a, name="e_A", role="BN.e_A")
+        return [dx, *_per_channel(g, dgamma, dbeta), None, None]
 
     return _affine(g, xh, gamma_c, beta), pullback
 
@@ -162,34 +177,45 @@ def batch_norm_frozen(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -
 def _affine_gradients(g: Model, error: Tensor, xh: Tensor, gamma: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
     """e, sum(e*xh) and sum(e) as [1, C, 1, 1], and A = gamma/sigma."""
     e, axes = g.slot(error, "E.bn"), g.ints(0, 2, 3)
-    dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
-    dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
+    with g.context(path="G.beta"):
+        dbeta = g.op("ReduceSum", e, axes, name="dbeta_sum")
+    with g.context(path="G.gamma"):
+        dgamma = g.op("ReduceSum", g.op("Mul", e, xh, name="e_xh"), axes, name="dgamma_sum")
     return e, dgamma, dbeta, g.op("Div", gamma, sigma, name="A", role="BN.A")
 
 
-def _per_channel(g: Model, dgamma: Tensor, dbeta: Tensor) -> list[Tensor]:
+def _per_channel(g: Model, dgamma: Tensor, dbeta: Tensor) -> list[Tensor | None]:
     """The gradients of gamma and beta in their shape, [C]."""
     flat = g.ints(-1)
-    return [g.op("Reshape", dgamma, flat, name="dgamma"), g.op("Reshape", dbeta, flat, name="dbeta")]
+    gradients: list[Tensor | None] = []
+    for kind, gradient in (("gamma", dgamma), ("beta", dbeta)):
+        with g.context(path=f"G.{kind}"):
+            gradients.append(g.op("Reshape", gradient, flat, name=f"d{kind}"))
+    return gradients
 
 
 def _normalize(g: Model, centered: Tensor, var: Tensor, gamma: Tensor, attrs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """x-hat, gamma as [1, C, 1, 1], sigma."""
     epsilon = g.constant(np.full(var.shape, attrs["epsilon"]), name="epsilon")
-    sigma = g.op("Sqrt", g.op("Add", var, epsilon, name="var_eps", role="BN.eps"), name="sigma", role="BN.sigma")
+    with g.context(path="BN.sigma"):
+        sigma = g.op("Sqrt", g.op("Add", var, epsilon, name="var_eps", role="BN.eps"), name="sigma", role="BN.sigma")
     xh = g.op("Div", centered, sigma, name="xh", role="BN.x")
-    return xh, g.op("Reshape", gamma, g.ints(*CHANNEL), name="gamma"), sigma
+    with g.context(path="gamma"):
+        return xh, g.op("Reshape", gamma, g.ints(*CHANNEL), name="gamma"), sigma
 
 
 def _affine(g: Model, xh: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     scaled = g.op("Mul", xh, gamma, name="scaled", role="BN.scaled")
-    return g.op("Add", scaled, g.op("Reshape", beta, g.ints(*CHANNEL), name="beta"), name="bn", role="Y")
+    with g.context(path="beta"):
+        beta_c = g.op("Reshape", beta, g.ints(*CHANNEL), name="beta")
+    return g.op("Add", scaled, beta_c, name="bn", role="Y")
 
 
 def _advance(g: Model, state: Tensor, batch: Tensor, rate: float, role: str) -> None:
-    flat = g.op("Reshape", batch, g.ints(-1), name="batch", role=role + ".batch")
-    change = g.op("Mul", g.op("Sub", flat, state, name="gap"), g.constant(rate, name="rate"), name="change")
-    g.states[state.name].after = g.op("Add", state, change, name=role.split(".")[1], role=role)
+    with g.context(path=role):
+        flat = g.op("Reshape", batch, g.ints(-1), name="batch", role=role + ".batch")
+        change = g.op("Mul", g.op("Sub", flat, state, name="gap"), g.constant(rate, name="rate"), name="change")
+        g.states[state.name].after = g.op("Add", state, change, name=role.split(".")[1], role=role)
 
 
 def relu(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:

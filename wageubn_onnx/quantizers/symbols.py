@@ -50,6 +50,15 @@ SYMBOLS: dict[str, tuple[str, str]] = {
 }
 
 
+BACKWARD = ("E1", "E2", "E.", "G.", "BN.ratio", "BN.A", "BN.K", "BN.B")
+UPDATE = ("M.", "U.", "lr", "random", "health")  # random bits and counters, which have no quantizer, too
+
+
+def direction(role: str) -> str:
+    """Where in the step a data path lies: ``forward``, ``backward`` or ``update``."""
+    return "backward" if role.startswith(BACKWARD) else "update" if role.startswith(UPDATE) else "forward"
+
+
 def symbol(role: str) -> str:
     """The quantizer's symbol for a role."""
     return SYMBOLS[role][0]

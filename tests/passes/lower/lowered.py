@@ -11,8 +11,9 @@ import onnxruntime as ort
 
 from float64 import float64_copy, run_reference
 from wageubn_onnx.config import Config
-from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, dtype_for
+from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair
 from wageubn_onnx.graph import Model, Tensor, to_proto
+from wageubn_onnx.infer import dtype_for
 from wageubn_onnx.passes.lower.integers import RULES
 from wageubn_onnx.passes.lower.lowering import Lowering
 
@@ -50,7 +51,7 @@ class Lowered:
         for name, f in formats.items():
             tensor = g.input(name, dtype_for(f.lo, f.hi), f.shape)
             self.lowering.values[name] = Fixed(tensor, Exponent(f.exponent), f.lo, f.hi)
-        self.lowering.run(RULES)
+        self.lowering.run(RULES, "lower-to-integers")
 
     def fixed(self, index: int = 0) -> Fixed:
         """The mantissas and bounds of a result; a pair's parts combined."""

@@ -174,10 +174,10 @@ def test_an_image_scale_beyond_28_bits() -> None:
         lower = Lowering(source, "int_training", Config(std=(std,)))
         lower.values["images"] = Pixels(lower.g.input("images", np.uint8, [1, 3, 2, 2]))
         if allowed:
-            lower.run(RULES)
+            lower.run(RULES, "lower-to-integers")
         else:
             with pytest.raises(ProofFailed, match="layer/Q_I"):
-                lower.run(RULES)
+                lower.run(RULES, "lower-to-integers")
 
 
 # -- refusals of what has no exact form -------------------------------------------------------------------------------------
