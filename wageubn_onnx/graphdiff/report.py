@@ -106,7 +106,7 @@ def _print_paths_summary(console: Console, paths: Sequence[PathDiff]) -> None:
                 ", ".join(f"{change} {count}" for change, count in changes.items()),
                 *map(str, nodes),
                 _joined(q for part in parts for q in part.b.quantizers),
-                _joined(made_by for part in parts for made_by in part.passes),
+                _passes(made_by for part in parts for made_by in part.passes),
             )
         )
     _table(
@@ -123,7 +123,7 @@ def _print_layers(console: Console, paths: Sequence[PathDiff]) -> None:
         layers.setdefault(path.layer, []).append(path)
     for layer, parts in layers.items():
         rows = [
-            (p.path or "-", p.direction, _change(p), _side(p.a), _side(p.b), _joined(p.passes), _joined(p.goes_to)) for p in parts
+            (p.path or "-", p.direction, _change(p), _side(p.a), _side(p.b), _passes(p.passes), _joined(p.goes_to)) for p in parts
         ]
         columns = ["path", "direction", "change", "A", "B", "by pass", "goes to"]
         _table(console, layer or "of no layer", columns, rows)
@@ -136,10 +136,16 @@ def _change(path: PathDiff) -> str:
 
 
 def _side(side: Side) -> str:
-    """Quantizers with their formats; all operators; dtypes."""
-    ops = ", ".join(f"{op} {count}" if count > 1 else op for op, count in side.ops.items())
+    """Quantizers with their formats; other operators; dtypes."""
+    quantizers = {quantizer.split()[0] for quantizer in side.quantizers}
+    ops = ", ".join(f"{op} {count}" if count > 1 else op for op, count in side.ops.items() if op not in quantizers)
     return "; ".join(filter(None, (", ".join(side.quantizers), ops, ", ".join(side.dtypes)))) or "-"
 
 
 def _joined(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
+
+
+def _passes(words: Iterable[str]) -> str:
+    """A node that one pass put in another's node's place has both, in order."""
+    return "; ".join(dict.fromkeys(word.replace(",", ", then ") for word in words))

@@ -25,6 +25,7 @@ from onnx import AttributeProto, numpy_helper
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import PREFIX
+from wageubn_onnx.quantizers.symbols import direction
 
 INPUT, OUTPUT, TAKEN = "graph input", "graph output", "input of an inner graph"
 PLACES = frozenset({INPUT, OUTPUT, TAKEN})  # these stand for no node of the file
@@ -141,7 +142,8 @@ class Node:
     @property
     def origin(self) -> tuple[str, str, str]:
         """Layer, direction and data path; empty where the file does not say."""
-        return (self.facts.get("layer", ""), self.facts.get("direction", ""), self.facts.get("role", ""))
+        path = self.facts.get("role", "")
+        return (self.facts.get("layer", ""), direction(path) if path else "", path)
 
     @cached_property
     def scope(self) -> tuple[str, ...]:
@@ -314,7 +316,7 @@ def _sorted(nodes: list[Node]) -> list[Node]:
 
 
 def facts(proto: onnx.NodeProto | onnx.ValueInfoProto) -> dict[str, str]:
-    """The provenance that the pipeline wrote: layer, role (the data path), direction, pass, source, bits, format."""
+    """The provenance that the pipeline wrote: layer, role (the data path), pass, source, bits, format."""
     return {p.key.removeprefix(PREFIX): p.value for p in proto.metadata_props if p.key.startswith(PREFIX)}
 
 
