@@ -233,6 +233,12 @@ def test_differences_inside_them(text: str, old: str, new: str, kind: str) -> No
     assert kind in [k for k, *_ in kinds(text, text.replace(old, new))]
 
 
+def test_types_that_are_no_tensors() -> None:
+    text = "agraph (seq(float[N]) s, int64 i) => (float[N] y) { y = SequenceAt(s, i) }"
+    assert diff(graph(text), graph(text)).same
+    assert [k for k, *_ in kinds(text, text.replace("seq(float[N])", "seq(double[N])"))] == ["type"]
+
+
 def test_exchanged_branches() -> None:
     found = diff(
         graph(BRANCH), graph(BRANCH.replace("then_branch", "X").replace("else_branch", "then_branch").replace("X", "else_branch"))

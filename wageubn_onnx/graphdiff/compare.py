@@ -14,7 +14,7 @@ import onnx
 from onnx import AttributeProto
 
 from wageubn_onnx.graphdiff.result import Difference, NodeRef, Values
-from wageubn_onnx.graphdiff.view import INPUT, OUTPUT, Constant, Node, Operand, Tensor, TensorType, View, default_of
+from wageubn_onnx.graphdiff.view import INPUT, OUTPUT, TAKEN, Constant, Node, Operand, Tensor, TensorType, View, default_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
 LONGEST = 60  # characters of a value in a report
@@ -41,7 +41,7 @@ class Comparison:
 
     def run(self) -> list[Difference]:
         """All differences: of inputs and outputs, then of nodes in the order of A, then unread constants."""
-        for op in (INPUT, OUTPUT):
+        for op in (INPUT, OUTPUT, TAKEN):
             self.places(op)
         for node in self.a.nodes:
             if node in self.to_b:
@@ -61,7 +61,7 @@ class Comparison:
     # -- inputs and outputs -------------------------------------------------------------------------------------------
 
     def places(self, op: str) -> None:
-        kind = {INPUT: "input", OUTPUT: "output"}[op]
+        kind = "output" if op == OUTPUT else "input"
         for node in self.a.places(op):
             if node not in self.to_b:
                 self.differences.append(Difference(kind, node.name, "", "", _type(node), None))
@@ -69,7 +69,7 @@ class Comparison:
             other = self.to_b[node]
             if node.name == other.name:
                 self.moved[kind] += node.position != other.position
-            elif not self.a.is_function:
+            elif op != TAKEN and not self.a.is_function:
                 self.renamed[kind] += 1
                 if node.position != other.position:
                     here, there = (f"{n.name}, at place {n.position}" for n in (node, other))
@@ -212,6 +212,7 @@ def model_differences(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Differ
     rare: dict[str, list[Any]] = {
         "quantization annotations": [m.graph.quantization_annotation for m in (a, b)],
         "training information": [m.training_info for m in (a, b)],
+        "device configurations": [getattr(m, "configuration", []) for m in (a, b)],  # of IR 11
     }
     for what, parts in rare.items():
         x, y = (sorted(p.SerializeToString(deterministic=True) for p in part) for part in parts)

@@ -77,8 +77,8 @@ class PathDiff:
 
     direction: forward, backward or update. change: same; changed (every node has a counterpart, some differ); inserted; removed;
     replaced (nodes of both sides have none). kept: nodes with a counterpart; only_a, only_b: those without. differences: of those
-    that are kept. passes: what made the nodes of B that are new or changed, as `wageubn.pass` has it. goes_to: who reads the path's results in B, as
-    ``layer path``, or an output's name.
+    that are kept. passes: what made the nodes of B that are new or changed, as `wageubn.pass` has it. goes_to: who reads the
+    path's results in B, as ``layer path``, or an output's name.
     """
 
     layer: str

@@ -338,7 +338,9 @@ def _trimmed(names: Iterable[str]) -> list[str]:
 
 
 def _type(value: onnx.ValueInfoProto) -> TensorType | None:
-    """The declared type; None where there is none, or no plain tensor's."""
+    """The declared type; None where there is none. Of sequences and the like, ONNX's own text stands for the dtype."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        return TensorType(" ".join(str(value.type).split()), None) if value.type.WhichOneof("value") else None
     tensor = value.type.tensor_type
     if not tensor.elem_type:
         return None
