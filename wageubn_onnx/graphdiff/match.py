@@ -1,16 +1,12 @@
 """Which node of one graph is which of the other, without regard to names and order.
 
-1. **Colours** (Weisfeiler and Leman, 1968, on a graph with directed, numbered edges). A node's colour stands for its operator,
-   its attributes, the places of its operands and the values of constants, together with all that it depends on (`up`), all that
-   depends on it (`down`), or both, until nothing more is told apart (`full`). Colours are numbers given to structures that were
-   compared, not hashes: only constants are known by a digest. `loose` colours leave out attributes and values.
-   A colour that one node on each side has makes them a pair, the stronger colours before the weaker. Identical branches share
-   `full` colours: one pair is chosen, then what follows from it, and so on.
+1. **Colours** (colours.py). A colour that one node on each side has makes them a pair, the stronger colours before
+   the weaker. Identical branches share even the strongest: one pair is chosen, then what follows from it, and so on.
 2. **Spread.** Whoever makes or reads the same operand of a pair is a candidate; the best candidates become pairs first.
 3. What is left under an equal colour is paired by name, then by order, one at a time, each followed by 2.
 4. What is left is paired by name; last, a node is paired with one of another operator that stands exactly in its place.
 
-Linear in nodes and edges but for the sorting of candidates. A mapping is no proof: `compare` looks at every pair.
+A mapping is no proof: `compare` looks at every pair.
 """
 
 from __future__ import annotations
@@ -19,9 +15,9 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
+from wageubn_onnx.graphdiff.colours import Colours, Kind
 from wageubn_onnx.graphdiff.view import TAKEN, Node, Operand, Tensor, View, default_of
 
-Kind = Callable[[Node], Hashable]
 MANY = 16  # readers of one tensor, of one kind: more are told apart by colours and names before they become candidates
 
 
@@ -31,52 +27,6 @@ def match(a: View, b: View, by_provenance: bool = False) -> dict[Node, Node]:
     ``by_provenance``: nodes are paired only within the same layer and data path, where equal names are trusted.
     """
     return _Matching(a, b, by_provenance).run()
-
-
-class Colours:
-    """Colours of two graphs: for each node of each, by index."""
-
-    def __init__(self, views: tuple[View, View], kind: Kind, exact: bool) -> None:
-        self._views, self._exact = views, exact
-        self._numbers: dict[Hashable, int] = {}
-        self._digests: dict[bytes, int] = {}
-        start = [[self._number(kind(n), tuple(sorted(n.attributes.items())) if exact else ()) for n in v.nodes] for v in views]
-        self.up = [self._up(v, c) for v, c in zip(views, start, strict=True)]
-        self.down = [self._down(v, c) for v, c in zip(views, start, strict=True)]
-        self.full = self._refined(
-            [[self._number(u, d) for u, d in zip(*c, strict=True)] for c in zip(self.up, self.down, strict=True)]
-        )
-
-    def _number(self, *structure: Hashable) -> int:
-        return self._numbers.setdefault(structure, len(self._numbers))
-
-    def _up(self, view: View, start: list[int]) -> list[int]:
-        colours = list(start)
-        for node in view.nodes:
-            colours[node.index] = self._number("up", start[node.index], *(self._operand(o, colours) for o in node.operands))
-        return colours
-
-    def _down(self, view: View, start: list[int]) -> list[int]:
-        colours = list(start)
-        for node in reversed(view.nodes):
-            uses = sorted((r.slot, slot, colours[user.index]) for r in node.results for user, slot in r.uses)
-            colours[node.index] = self._number("down", start[node.index], *uses)
-        return colours
-
-    def _operand(self, operand: Operand, colours: list[int]) -> Hashable:
-        """An input's default counts as a constant: the other file may have one in its place."""
-        constant = default_of(operand)
-        if constant is not None:
-            return ("constant", constant.digest if self._exact else b"")
-        return (colours[operand.maker.index], operand.slot) if isinstance(operand, Tensor) else None
-
-    def _refined(self, colours: list[list[int]]) -> list[list[int]]:
-        """Up and down in turns, until no colour splits."""
-        count = 0
-        while (found := len({c for side in colours for c in side})) > count:
-            count = found
-            colours = [self._down(v, self._up(v, side)) for v, side in zip(self._views, colours, strict=True)]
-        return colours
 
 
 class _Matching:
@@ -168,17 +118,11 @@ class _Matching:
             if isinstance(x, Tensor) and isinstance(y, Tensor) and x.slot == y.slot:
                 yield x.maker, y.maker
         for result, twin in zip(node.results, other.results, strict=False):
-            readers: dict[Hashable, list[Node]] = defaultdict(list)
-            for user, slot in twin.uses:
-                if user not in self.to_a:
-                    readers[in_b[user.index], slot].append(user)
-            own: dict[Hashable, list[Node]] = defaultdict(list)
-            for user, slot in result.uses:
-                if user not in self.to_b:
-                    own[in_a[user.index], slot].append(user)
-            for key, users in own.items():
-                if len(users) == len(readers.get(key, [])) == 1:
-                    yield users[0], readers[key][0]
+            readers = _readers(result, self.to_b, lambda n: in_a[n.index])
+            others = _readers(twin, self.to_a, lambda n: in_b[n.index])
+            for key, users in readers.items():
+                if len(users) == len(others.get(key, [])) == 1:
+                    yield users[0], others[key][0]
 
     def alike(self, in_a: list[int], in_b: list[int], follow: Callable[[Iterable[Node]], None]) -> None:
         """Pair what has equal colours by name, else by order: one pair, then what follows from it."""
@@ -247,9 +191,9 @@ class _Matching:
             self.propose_readers(result, twin)
 
     def propose_readers(self, x: Tensor, y: Tensor) -> None:
-        sides = (self._readers(x, self.to_b), self._readers(y, self.to_a))
-        for key, nodes in sides[0].items():
-            others = sides[1].get(key, [])
+        readers = _readers(y, self.to_a, self.kinds.__getitem__)
+        for key, nodes in _readers(x, self.to_b, self.kinds.__getitem__).items():
+            others = readers.get(key, [])
             if len(nodes) * len(others) <= MANY:
                 for node in nodes:
                     for other in others:
@@ -262,14 +206,6 @@ class _Matching:
                 for node in nodes:
                     for other in told.get(traits[0][node.index], [])[:1]:
                         self.propose(node, other)
-
-    def _readers(self, tensor: Tensor, taken: dict[Node, Node]) -> dict[Hashable, list[Node]]:
-        """The free nodes that read ``tensor``, by kind and operand."""
-        found: dict[Hashable, list[Node]] = defaultdict(list)
-        for user, slot in tensor.uses:
-            if user not in taken:
-                found[self.kinds[user], slot].append(user)
-        return found
 
     def score(self, node: Node, other: Node) -> int:
         """How well two nodes fit: what stands around them counts most, then colours, attributes and names."""
@@ -316,6 +252,15 @@ class _Matching:
             return node
         source = (in_b[first.maker].index, first.slot) if first else None
         return (node.scope, source, tuple(sorted((in_b[user].index, slot) for user, slot in uses)))
+
+
+def _readers(tensor: Tensor, taken: dict[Node, Node], key: Kind) -> dict[Hashable, list[Node]]:
+    """The nodes that read ``tensor`` and are not ``taken``, by ``key`` and operand."""
+    found: dict[Hashable, list[Node]] = defaultdict(list)
+    for user, slot in tensor.uses:
+        if user not in taken:
+            found[key(user), slot].append(user)
+    return found
 
 
 def _name(node: Node) -> str:
