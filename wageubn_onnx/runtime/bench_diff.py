@@ -21,8 +21,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.runtime import bench_diff_worker as worker
-from wageubn_onnx.runtime import mutations
-from wageubn_onnx.runtime import checkout
+from wageubn_onnx.runtime import checkout, mutations
 from wageubn_onnx.runtime.bench_convert import built
 from wageubn_onnx.runtime.files import write_text
 
