@@ -44,6 +44,10 @@ class Architecture:
     groups: int = 1
     width_per_group: int = 64
 
+    def __post_init__(self) -> None:
+        if not self.bottleneck and (self.groups, self.width_per_group) != (1, 64):
+            raise ValueError("groups and width_per_group are a bottleneck's; set bottleneck=True")
+
     def inner(self, width: int) -> int:
         """Channels inside a bottleneck of a stage of ``width``."""
         return width * self.width_per_group // 64 * self.groups

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime
 
-from wageubn_onnx.graph import Model, Tensor, to_proto
+from wageubn_onnx.dryrun import evaluator
+from wageubn_onnx.graph import Model, Tensor
 
 Array = np.ndarray[Any, Any]
 SPREAD = 6.0  # deviations that an activation format covers
@@ -71,7 +71,7 @@ def measure(forward: Model, images: Array) -> dict[str, Moments]:
     Reach is the greatest magnitude seen, but for a convolution's output, whose 16 bits leave room for training.
     """
     tensors = {n.outputs[0].name: n.outputs[0] for n in forward.graph.nodes}
-    outputs = _run(forward, tensors, {"images": images}) | {"images": images}
+    outputs = evaluator(forward, tensors)({"images": images}) | {"images": images}
     convolutions = {n.outputs[0].name for n in forward.graph.nodes if n.op == "Conv"}
     return {name: _measured(value.astype(np.float64), name in convolutions) for name, value in outputs.items()}
 
@@ -94,19 +94,8 @@ def greatest_errors(step: Model) -> dict[str, float]:
     operands = {slot.name: slot.inputs[0].inputs[:1] for slot in step.by_role("E1", "E2", "E.bn")}
     operands |= {total.name: total.inputs[0].inputs for total in step.by_role("E.sum")}
     tensors = {tensor.name: tensor for each in operands.values() for tensor in each}
-    results = _run(step, tensors, feeds)
+    results = evaluator(step, tensors)(feeds)
     return {name: max(float(abs(results[t.name]).max()) for t in each) for name, each in operands.items()}
-
-
-def _run(model: Model, tensors: dict[str, Tensor], feeds: dict[str, Array]) -> dict[str, Array]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    proto = to_proto(model, tensors, parameters=False)  # which are fed: a file would hold 2 GB of them at most
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    known = {i.name for i in session.get_inputs()}
-    feeds = {state.key: state.value for state in model.states.values()} | feeds
-    results = session.run(list(tensors), {name: value for name, value in feeds.items() if name in known})
-    return dict(zip(tensors, results, strict=True))
 
 
 def _measured(value: Array, is_convolution: bool) -> Moments:

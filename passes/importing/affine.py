@@ -80,8 +80,9 @@ def _chain(graph: gs.Graph, node: gs.Node, channels: int) -> Affine | None:
                 return None
             op, constant = "Mul", 1 / constant
         elif op == "Sub":
-            if position == 0:  # c - x
+            if position == 0:  # c - x = -1 * x + c
                 scale, shift = -scale, -shift
+                steps.append(("Mul", -np.ones(channels)))
             op, constant = "Add", constant if position == 0 else -constant
         scale, shift = (scale * constant, shift * constant) if op == "Mul" else (scale, shift + constant)
         nodes.append(following)

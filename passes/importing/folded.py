@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime
 
 from wageubn_onnx.config import Config
+from wageubn_onnx.dryrun import evaluator
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import Model, Tensor, to_proto
+from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.formats import check_input, normalised
 
@@ -135,16 +135,9 @@ def _measure(g: Model, tensors: list[Tensor], images: Array) -> tuple[dict[str, 
 
 def _batches(g: Model, tensors: list[Tensor], images: Array) -> Iterator[dict[str, Array]]:
     """``tensors`` and the logits by name, a few images after the other."""
-    outputs = {tensor.name: tensor for tensor in [*tensors, g.named["logits"]]}
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1  # the same sums on any number of cores
-    proto = to_proto(g, outputs, parameters=False)  # which are fed: a file would hold 2 GB of them at most
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    known = {i.name for i in session.get_inputs()}
-    parameters = {state.key: state.value for state in g.states.values() if state.key in known}
+    run = evaluator(g, {tensor.name: tensor for tensor in [*tensors, g.named["logits"]]})
     for start in range(0, len(images), BATCH):
-        results = session.run(list(outputs), parameters | {"images": images[start : start + BATCH]})
-        yield dict(zip(outputs, results, strict=True))
+        yield run({"images": images[start : start + BATCH]})
 
 
 # -- what is changed ------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
+from wageubn_onnx.profiles import Format
 
 Array = np.ndarray[Any, Any]
-X_HAT = 8.0  # where the format of x-hat ends, half a unit let go
 LEAST_SPREAD = 2.0**-20
 
 
@@ -32,21 +32,23 @@ def note_ranges(g: Model, config: Config) -> None:
         expected |= ranges.measure(g, normalised(config.calibrate, config))
     for node in g.graph.nodes:
         if ranges.is_affine(g, node):
-            x = expected[node.inputs[0].name]
-            spread = np.minimum(ranges.SPREAD * x.deviation, x.reach + abs(x.mean))
-            is_image = node.inputs[0] is g.named["images"]
-            _centre(g, node, *((bounds.mean(0), np.ptp(bounds, 0) / 2) if is_image else (x.mean, spread)))
+            x, form = expected[node.inputs[0].name], config.profile.format("BN.x", g.tag(node.outputs[0]).layer)
+            if node.inputs[0] is g.named["images"]:
+                _centre(g, node, form, bounds.mean(0), np.ptp(bounds, 0) / 2)
+            else:
+                _centre(g, node, form, x.mean, np.minimum(ranges.SPREAD * x.deviation, x.reach + abs(x.mean)))
     g.notes["ranges"] = {g.tag(n.outputs[0]).layer: expected[n.outputs[0].name] for n in g.graph.nodes}
     g.notes["ranges"]["input"] = expected["images"]
 
 
-def _centre(g: Model, node: gs.Node, mean: Array, spread: Array) -> None:
+def _centre(g: Model, node: gs.Node, form: Format, mean: Array, spread: Array) -> None:
     """Give an affine BN statistics by which x-hat fills its format and does not saturate; the function stays as it is.
 
-    The deviation is a power of two, a channel's ``spread`` around its ``mean`` over `X_HAT`.
+    The deviation is a power of two: a channel's ``spread`` around its ``mean`` ends where x-hat's ``form`` does.
     """
     gamma, beta, running_mean, variance = (g.states[operand.name] for operand in node.inputs[1:])
-    deviation = 2.0 ** np.ceil(np.log2(np.maximum(spread, LEAST_SPREAD) / X_HAT))
+    end = 1.0 if form.is_float else (form.greatest + 1) * 2.0**form.exponent
+    deviation = 2.0 ** np.ceil(np.log2(np.maximum(spread, LEAST_SPREAD) / end))
     centre = mean.astype(np.float32).astype(np.float64)
     for state, value in (
         (beta, beta.value + gamma.value * centre),

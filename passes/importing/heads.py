@@ -33,9 +33,11 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather")
 
 
 def _keeps_elements(node: gs.Node) -> bool:
-    """Not so of a Gather, unless it picks the only entry of an axis."""
-    sizes = [math.prod(tensor.shape or [0]) for tensor in (node.inputs[0], node.outputs[0])]
-    return bool(node.op != "Gather" or sizes[0] == sizes[1])
+    """Not so of a Gather, unless it picks the only entry of an axis: one of several may also change their order."""
+    if node.op != "Gather":
+        return True
+    shape, picked = node.inputs[0].shape, math.prod(node.inputs[1].shape or [1])
+    return shape is not None and shape[node.attrs.get("axis", 0)] == 1 and picked == 1
 
 
 def global_pool(graph: gs.Graph, node: gs.Node) -> bool:
@@ -115,78 +117,55 @@ def matmul_to_gemm(graph: gs.Graph, node: gs.Node) -> bool:
     return True
 
 
-def gemm_bias(graph: gs.Graph, node: gs.Node) -> bool:
-    """Gemm(x, W, b) + c = Gemm(x, W, b + c), for a constant of one number, or one a class."""
-    following = only_reader(graph, node.outputs[0])
-    if following is None or following.op != "Add" or not isinstance(node.inputs[1], gs.Constant):
-        return False
-    (other,) = (i for i in following.inputs if i is not node.outputs[0])
-    classes = node.inputs[1].values.shape[0 if node.attrs.get("transB", 0) else 1]
-    if not isinstance(other, gs.Constant) or other.values.size not in (1, classes) or values(node, 2, 0) is None:
-        return False
-    if node.attrs.get("beta", 1.0) != 1.0:
-        return False
-    if len(node.inputs) < 3:
-        node.inputs = [*node.inputs, other]
-        if other.values.ndim > 1:
-            set_operand(node, 2, other.values.reshape(-1), "bias")
-    else:
-        set_operand(node, 2, values(node, 2).reshape(-1) + other.values.reshape(-1), "bias")
-    absorb(node, following)
-    redirect(graph, following.outputs[0], node.outputs[0])
-    following.inputs.clear()
-    following.outputs.clear()
-    return True
-
-
-def gemm_scale(graph: gs.Graph, node: gs.Node) -> bool:
-    """Gemm(x, W, b) * a = Gemm(x, W a, b a), for a constant of one number, or one a class."""
-    following = only_reader(graph, node.outputs[0])
-    if following is None or following.op != "Mul" or not isinstance(node.inputs[1], gs.Constant):
-        return False
-    (factor,) = (i for i in following.inputs if i is not node.outputs[0])
-    weight, turned = node.inputs[1].values, bool(node.attrs.get("transB", 0))
-    if not isinstance(factor, gs.Constant) or factor.values.size not in (1, weight.shape[0 if turned else 1]):
-        return False
-    if len(node.inputs) > 2:
-        if values(node, 2) is None:
-            return False
-        set_operand(node, 2, values(node, 2) * factor.values.reshape(-1), "bias")
-    scale = factor.values.reshape(-1, 1) if turned else factor.values.reshape(1, -1)
-    set_operand(node, 1, weight * scale, "weight")
-    absorb(node, following)
-    redirect(graph, following.outputs[0], node.outputs[0])
-    following.inputs.clear()
-    following.outputs.clear()
-    return True
-
-
 def gemm_as_stored(graph: gs.Graph, node: gs.Node) -> bool:
     """alpha A W + beta b = A (alpha W) + (beta b), and A W = A (W^T)^T: the weight is kept as [out, in]."""
-    attrs = node.attrs
-    alpha, beta = (attrs.pop(name, 1.0) for name in ("alpha", "beta"))
-    if not isinstance(node.inputs[1], gs.Constant):
+    attrs, weight, bias = node.attrs, values(node, 1), values(node, 2, np.zeros(1, np.float32))
+    alpha, beta, turned = attrs.get("alpha", 1.0), attrs.get("beta", 1.0), bool(attrs.get("transB", 0))
+    if weight is None or bias is None or (alpha, beta, turned) == (1.0, 1.0, True):
         return False
-    changed = 0
-    if alpha != 1.0 or not attrs.get("transB", 0):
-        weight = node.inputs[1].values * np.float32(alpha)
-        set_operand(node, 1, weight if attrs.get("transB", 0) else weight.T, "weight")
-        attrs["transB"] = changed = 1
-    if beta != 1.0 and len(node.inputs) > 2:
-        set_operand(node, 2, values(node, 2) * np.float32(beta), "bias")
-        changed = 1
-    return bool(changed)
+    set_operand(node, 1, (weight if turned else weight.T) * np.float32(alpha), "weight")
+    if len(node.inputs) > 2:
+        set_operand(node, 2, bias * np.float32(beta), "bias")
+    attrs |= {"alpha": 1.0, "beta": 1.0, "transB": 1}
+    return True
+
+
+def gemm_affine(graph: gs.Graph, node: gs.Node) -> bool:
+    """Gemm(x, W, b) + c = Gemm(x, W, b + c) and Gemm(x, W, b) * c = Gemm(x, W c, b c), for a number c, or one a class."""
+    following = only_reader(graph, node.outputs[0])
+    weight, bias = values(node, 1), values(node, 2, np.zeros(1, np.float32))
+    if following is None or following.op not in ("Add", "Mul") or weight is None or bias is None:
+        return False
+    (other,) = (i for i in following.inputs if i is not node.outputs[0])
+    if (
+        not isinstance(other, gs.Constant)
+        or other.values.size not in (1, len(weight))
+        or other.values.shape[:-1] not in ((), (1,))
+    ):
+        return False
+    c = other.values.reshape(-1)
+    if following.op == "Mul":
+        set_operand(node, 1, weight * c.reshape(-1, 1), "weight")
+    if following.op == "Add" and len(node.inputs) < 3 and c.shape == other.values.shape:
+        node.inputs = [*node.inputs, other]  # under its own name
+    elif following.op == "Add" or len(node.inputs) > 2:
+        set_operand(node, 2, bias.reshape(-1) + c if following.op == "Add" else bias * c, "bias")
+    absorb(node, following)
+    redirect(graph, following.outputs[0], node.outputs[0])
+    following.inputs.clear()
+    following.outputs.clear()
+    return True
 
 
 def dense_convolution(graph: gs.Graph, node: gs.Node) -> bool:
     """Flatten(Conv(x)) = Gemm(Flatten(x)) where the kernel covers the whole map: how some exporters write the dense layer."""
     x, y, flatten = node.inputs[0], node.outputs[0], only_reader(graph, node.outputs[0])
-    if flatten is None or flatten.op != "Flatten" or not isinstance(node.inputs[1], gs.Constant):
+    weight = values(node, 1)
+    if flatten is None or flatten.op != "Flatten" or weight is None or x.shape is None or y.shape is None:
         return False
-    whole = list(node.inputs[1].values.shape[2:]) == list(x.shape[2:]) and y.shape[2:] == [1, 1]
+    whole = list(weight.shape[2:]) == list(x.shape[2:]) and list(y.shape[2:]) == [1, 1]
     if not whole or any(node.attrs.get("pads", [0])) or node.attrs.get("group", 1) != 1:
         return False
-    weight = node.inputs[1].values
     name = node.name or y.name
     flat = insert(graph, "Flatten", f"{name}/flatten", {"axis": 1}, [x], [x.shape[0], math.prod(x.shape[1:])], [flatten])
     set_operand(node, 1, weight.reshape(len(weight), -1), "weight")
@@ -219,15 +198,18 @@ def trailing_quotient(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def trailing(graph: gs.Graph, node: gs.Node) -> bool:
-    """Softmax, its logarithm, argmax and a cast of that end the network for a reader; the loss applies softmax itself.
+    """Softmax, its logarithm, argmax and a cast of that, over the classes, end the network for a reader.
 
-    A softmax of logits that others read too stays, and is refused.
+    The loss applies softmax itself. A softmax of logits that others read too stays, and is refused.
     """
-    result = node.outputs[0]
+    result, logits = node.outputs[0], node.inputs[0]
     if result.outputs or not any(result is o for o in graph.outputs):
         return False
-    made = maker(node.inputs[0])
+    made = maker(logits)
     if node.op == "Cast" and (made is None or made.op != "ArgMax"):
+        return False
+    axis = node.attrs.get("axis", 0 if node.op == "ArgMax" else -1)
+    if node.op != "Cast" and (len(logits.shape or ()) != 2 or axis not in (1, -1)):
         return False
     bypass(graph, node)
     graph.outputs = list({id(output): output for output in graph.outputs}.values())

@@ -14,9 +14,8 @@ from wageubn_onnx.passes.importing.affine import affine
 from wageubn_onnx.passes.importing.heads import (
     RESHAPES,
     dense_convolution,
+    gemm_affine,
     gemm_as_stored,
-    gemm_bias,
-    gemm_scale,
     global_max_pool,
     global_pool,
     matmul_to_gemm,
@@ -74,10 +73,16 @@ def _own_parameters(kinds: dict[int, str]) -> Rewrite:
     """Exporters store equal parameters once; a layer trains its own. Weights of products that are shared are meant to be."""
 
     def rewrite(graph: gs.Graph, node: gs.Node) -> bool:
-        shared = [p for p in kinds if values(node, p) is not None and node.inputs[p].outputs[0] is not node]
-        for position in shared:
-            node.inputs[position] = gs.Constant(f"{node.name}.{kinds[position]}", node.inputs[position].values)
-        return bool(shared)
+        changed = False
+        for position, kind in kinds.items():
+            value, before = values(node, position), node.inputs[:position]
+            if value is None:
+                continue
+            operand = node.inputs[position]
+            if operand.outputs[0] is not node or any(operand is other for other in before):
+                node.inputs[position] = gs.Constant(f"{node.name}.{kind}", value)
+                changed = True
+        return changed
 
     return rewrite
 
@@ -109,7 +114,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     **dict.fromkeys(["AveragePool", "ReduceMean", "GlobalAveragePool"], (global_pool,)),
     "GlobalMaxPool": (global_max_pool,),
     "MatMul": (matmul_to_gemm,),
-    "Gemm": (_own_parameters({2: "bias"}), gemm_bias, gemm_scale, gemm_as_stored),
+    "Gemm": (_own_parameters({2: "bias"}), gemm_as_stored, gemm_affine),
     "Conv": (_own_parameters({2: "bias"}), dense_convolution),
     **dict.fromkeys(["Softmax", "LogSoftmax", "ArgMax", "Cast"], (trailing,)),
 }

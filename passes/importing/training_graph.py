@@ -6,7 +6,6 @@ values), optimizer_model.onnx and eval_model.onnx, which is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +58,11 @@ def recover(model: onnx.ModelProto, file: Path) -> tuple[onnx.ModelProto, dict[s
         raise WageubnError(f"{file}: no input but parameters leads to the loss; an image is needed")
     parameters = [_parameter(i, values, file) for i in inputs if i is not image]
     logits = next((v for v in graph.value_info if v.name == loss.input[0]), None)
-    nodes = [_inference(node, read | {loss.input[0]}, file) for node in nodes]
-    tensors = [*parameters, *_any_batch(nodes, image, constants)]
+    nodes = [_standard(node, file) for node in nodes]
     opset = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
     output = logits or helper.make_tensor_value_info(loss.input[0], onnx.TensorProto.FLOAT, [None, None])
-    forward = helper.make_model(
-        helper.make_graph(nodes, graph.name, [image], [output], tensors), opset_imports=opset, ir_version=max(model.ir_version, 4)
-    )
+    network = helper.make_graph(nodes, graph.name, [image], [output], [*parameters, *constants.values()])
+    forward = helper.make_model(network, opset_imports=opset, ir_version=max(model.ir_version, 4))
     statistics = {name for node in nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
     frozen = [p.name for p in parameters if p.name in checkpoint.frozen and p.name not in statistics]
     notes = [*_loss_notes(loss), *_optimizer_notes(file), *_checkpoint_notes(checkpoint, frozen)]
@@ -114,40 +111,22 @@ def _leading_to(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
     return [node for node in graph.node if found.intersection(node.output)]
 
 
-def _inference(node: onnx.NodeProto, read: set[str], file: Path) -> onnx.NodeProto:
-    """The standard operator that computes the same in inference, without outputs that only gradients read."""
-    if node.domain == MICROSOFT and node.op_type not in STANDARD:
+def _standard(node: onnx.NodeProto, file: Path) -> onnx.NodeProto:
+    """The operator of ONNX whose first output is the node's."""
+    if node.domain != MICROSOFT:
+        return node
+    if node.op_type not in STANDARD:
         raise UnsupportedOperator(
             f"{file}: node {node.name!r}: operator {MICROSOFT}.{node.op_type} has no rule; build the artifacts without it"
         )
     plain = onnx.NodeProto()
     plain.CopyFrom(node)
-    if node.domain == MICROSOFT:
-        plain.domain, plain.op_type = "", STANDARD[node.op_type]
-    while len(plain.output) > 1 and plain.output[-1] not in read:
-        del plain.output[-1]
-    dropped = {"BatchNormalization": ("training_mode",), "Dropout": ("seed",)}.get(plain.op_type, ())
-    for attribute in [a for a in plain.attribute if a.name in dropped]:
-        plain.attribute.remove(attribute)
-    if plain.op_type == "Dropout":
-        del plain.input[1:]  # ratio and training mode
+    plain.domain, plain.op_type = "", STANDARD[node.op_type]
+    del plain.output[1:]  # which gradients read
+    kept = [a for a in plain.attribute if a.name != "training_mode"]  # which old opsets do not have
+    del plain.attribute[:]
+    plain.attribute.extend(kept)
     return plain
-
-
-def _any_batch(
-    nodes: Sequence[onnx.NodeProto], image: onnx.ValueInfoProto, constants: dict[str, onnx.TensorProto]
-) -> list[onnx.TensorProto]:
-    """The constants, where a Reshape keeps the batch that was folded into its shape as "the same as before", 0."""
-    batch = image.type.tensor_type.shape.dim[0].dim_value if image.type.tensor_type.shape.dim else 0
-    for node in nodes:
-        if node.op_type != "Reshape" or node.input[1] not in constants or node.input[0] in constants:
-            continue
-        shape = numpy_helper.to_array(constants[node.input[1]])
-        if batch and shape.ndim == 1 and len(shape) > 1 and shape[0] == batch:
-            node.input[1] += "/any_batch"
-            constants[node.input[1]] = numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), node.input[1])
-    read = {name for node in nodes for name in node.input}
-    return [tensor for name, tensor in constants.items() if name in read]
 
 
 def _parameter(value: onnx.ValueInfoProto, values: dict[str, np.ndarray], file: Path) -> onnx.TensorProto:

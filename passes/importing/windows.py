@@ -16,12 +16,12 @@ def pad_into_windows(graph: gs.Graph, node: gs.Node) -> bool:
     For a Conv and an average with zeros, which then count; for a maximum with minus infinity, or with zeros where the map is
     not negative.
     """
-    x, amounts = node.inputs[0], padding(node)
-    if amounts is None or node.attrs.get("mode", "constant") != "constant" or x.shape is None:
+    x, amounts, fill = node.inputs[0], padding(node), values(node, 2, np.zeros(1))
+    if amounts is None or fill is None or node.attrs.get("mode", "constant") != "constant" or x.shape is None:
         return False
     if not amounts.any():
         return bypass(graph, node)
-    fill = float(np.reshape(values(node, 2, 0.0), -1)[0])
+    fill = float(np.reshape(fill, -1)[0])
     if amounts.shape != (2, 4) or amounts[:, :2].any() or (amounts < 0).any():
         return False
     y, absorbed = node.outputs[0], False
@@ -48,6 +48,8 @@ def _absorb(reader: gs.Node, y: gs.Tensor, amounts: Array, fill: float, positive
     if reader.inputs[0] is not y or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attrs.get("ceil_mode", 0):
         return False
     own = np.reshape(attrs.get("pads", [0] * 4), (2, 2))
+    if reader.op != "Conv" and (own + amounts >= attrs.get("kernel_shape", 0)).any():  # a window in nothing but padding
+        return False
     if reader.op == "AveragePool" and fill == 0:
         if own.any() and not attrs.get("count_include_pad", 0):
             return False
@@ -73,6 +75,8 @@ def strided_slice(graph: gs.Graph, node: gs.Node) -> bool:
     if starts is None or ends is None or len(x.shape or ()) != 4:
         return False
     axes, steps = values(node, 3, np.arange(len(starts))), values(node, 4, np.ones(len(starts), np.int64))
+    if axes is None or steps is None:
+        return False
     strides = [1, 1, 1, 1]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = x.shape[int(axis) % 4]

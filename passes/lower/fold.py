@@ -8,13 +8,13 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
+from wageubn_onnx.dryrun import evaluator
 from wageubn_onnx.graph import DOMAIN, OPSET, Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.proofs.interpreter import interpret
 
 
 def fold_frozen(g: Model, config: Config) -> None:
-    """Turn the outputs of such nodes into constants of the values that `interpret` gives, and remove the nodes.
+    """Turn the outputs of such nodes into constants of their values, and remove the nodes.
 
     ``notes['constants']`` keeps what the audit asks for: the (layer, role) of all quantizers behind each constant, by its name.
     """
@@ -30,11 +30,10 @@ def fold_frozen(g: Model, config: Config) -> None:
             folded.append(node)
     if not folded:
         return
-    outputs = [output for node in folded for output in node.outputs]
-    part = gs.Graph(nodes=folded, outputs=outputs, name="constants", opset=OPSET)
-    values = interpret(gs.export_onnx(part, do_type_check=False), {})
-    for output in outputs:
-        output.to_constant(values[output.name])
+    outputs = {output.name: output for node in folded for output in node.outputs}
+    part = Model("constants", gs.Graph(nodes=folded, name="constants", opset=OPSET), functions=g.functions)
+    for name, value in evaluator(part, outputs)({}).items():
+        outputs[name].to_constant(value)
     gone = {id(node) for node in folded}
     for node in folded:
         node.inputs.clear()

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import STAGES as PIPELINE
-from wageubn_onnx.runtime import bench_convert
+from wageubn_onnx.runtime import bench_convert, checkout
 from wageubn_onnx.runtime.bench_convert_worker import KINDS, STAGES, Clock
 
 DIGITS = Path(__file__).parents[2] / "models/digits_resnet.onnx"
@@ -70,8 +70,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         bench_convert.bench_convert([tmp_path / "absent.onnx"])
     with pytest.raises(WageubnError, match="python: cannot be run"):
         bench_convert.bench_convert([DIGITS], 1, 2, tmp_path / "python")
-    monkeypatch.setattr(bench_convert, "CHECKOUT", tmp_path)
-    with pytest.raises(WageubnError, match=r"resnet.py: not there"):
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    with pytest.raises(WageubnError, match=r"resnet.py: no such file"):
         bench_convert.bench_convert()
 
 

@@ -7,7 +7,6 @@ is complete. So the runner may be stopped at any time: it goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,7 +21,6 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from rich.console import Console
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
+from wageubn_onnx.runtime.checkout import models_module
 from wageubn_onnx.runtime.data import Dataset, load_data
 from wageubn_onnx.runtime.experiments import Arm, Experiment
 from wageubn_onnx.runtime.files import write_text
@@ -323,7 +322,7 @@ def _arm(name: str) -> tuple[type[Session], Profile]:
 
 def _build(experiment: Experiment, seed: int, data: Dataset, file: Path) -> Path:
     """Write the untrained network of ``seed``; its running statistics are those of some training images."""
-    resnet, network = _checkout_module("resnet"), experiment.network
+    resnet, network = models_module("resnet"), experiment.network
     assert network is not None
     model = resnet.build(resnet.Architecture(network.depths, network.widths, network.classes, network.image), seed)
     mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (experiment.pixels.mean, experiment.pixels.std))
@@ -331,14 +330,3 @@ def _build(experiment: Experiment, seed: int, data: Dataset, file: Path) -> Path
     resnet.fit_statistics(model, (images - mean) / std)
     onnx.save(model, file)
     return file
-
-
-def _checkout_module(name: str) -> ModuleType:
-    file = Path(__file__).resolve().parents[2] / "models" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"models_{name}", file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise WageubnError(f"{file}: no such file; the experiments make their networks with it, run them from a checkout")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,9 +16,9 @@ from typing import Any
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime import bench_convert_worker as worker
+from wageubn_onnx.runtime import checkout
 
 NAMES = {"wageubn": "wageubn-onnx", "onnxsim": "onnxsim", "artifacts": "generate_artifacts"}
-CHECKOUT = Path(__file__).resolve().parents[2]
 BUILT: dict[str, dict[str, Any]] = {  # of models/resnet.py: ImageNet's ResNets
     "resnet18": {"depths": (2, 2, 2, 2)},
     "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
@@ -87,12 +86,7 @@ def bench_convert(
 
 def built(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """The default models, or those of these names, made by this checkout's models/resnet.py."""
-    source = CHECKOUT / "models" / "resnet.py"
-    spec = importlib.util.spec_from_file_location("resnet", source)
-    if not source.is_file() or spec is None or spec.loader is None:
-        raise WageubnError(f"{source}: not there, only a checkout has it; name the ONNX files to convert")
-    module = sys.modules["resnet"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = checkout.models_module("resnet")
     files = []
     for name in names or BUILT:
         architecture = module.Architecture(
@@ -138,7 +132,7 @@ def run_once(kind: str, file: Path, out: Path, batch: int, training_python: str 
         command = [str(training_python), "-I", str(worker.__file__)]  # none of this environment's packages
     else:
         command = [sys.executable, "-m", worker.__name__]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout.ROOT), os.environ.get("PYTHONPATH", "")])}
     try:
         done = subprocess.run([*command, kind, file.resolve(), out, str(batch)], text=True, capture_output=True, env=environment)
     except OSError as error:

@@ -11,8 +11,11 @@ from sources import WIDTH, assert_same_function, head, operators, parameters, sa
 
 from networks import CLASSES, Net, images
 from wageubn_onnx.config import Config
+from wageubn_onnx.passes.importing.formats import note_ranges
 from wageubn_onnx.passes.importing.forward import import_forward
+from wageubn_onnx.profiles import load_profile
 
+STATISTICS = ("running_mean", "running_var")
 HEAD = ["GlobalAveragePool", "Flatten", "Gemm"]
 C = (1, WIDTH, 1, 1)
 
@@ -37,6 +40,12 @@ def normalised(n: Net, x: str) -> str:
     return n.node("Add", n.node("Mul", x, n.uniform("gamma", -1, 1, *C)), n.uniform("beta", -1, 1, *C))
 
 
+def mirrored(n: Net, x: str) -> str:
+    """(mean - x) / std * gamma."""
+    x = n.node("Sub", n.uniform("mean", -1, 1, *C), x)
+    return n.node("Mul", n.node("Div", x, n.uniform("std", 0.5, 2, *C)), n.uniform("gamma", 0.5, 1, *C))
+
+
 STEM = ["Conv", "BatchNormalization", "Relu"]
 # name: (builder of the logits, operators of `forward`)
 DIALECTS: dict[str, tuple[Callable[[Net], str], list[str]]] = {
@@ -58,6 +67,9 @@ DIALECTS: dict[str, tuple[Callable[[Net], str], list[str]]] = {
         lambda n: head(n, n.node("Sub", n.uniform("c", -1, 1, *C), n.bn(convolved(n), "bn2", WIDTH))), [*STEM, *STEM[:2], *HEAD],
     ),
     "BN taken apart": (lambda n: head(n, n.relu(normalised(n, stem(n)))), [*STEM, "BatchNormalization", "Relu", *HEAD]),
+    "a BN of the negative, taken apart": (
+        lambda n: head(n, n.relu(mirrored(n, stem(n)))), [*STEM, "BatchNormalization", "Relu", *HEAD],
+    ),
     "a scale and a shift of an activation": (
         lambda n: head(n, shifted(n, scaled(n, stem(n)))), [*STEM, "BatchNormalization", *HEAD],
     ),
@@ -119,3 +131,20 @@ def test_gemm_alone_keeps_its_classes(tmp_path: Path) -> None:
     y = n.node("Add", n.gemm(x, WIDTH, CLASSES), n.uniform("more", -1, 1, 1, CLASSES))
     forward = assert_same_function(n.model(y), tmp_path, images(2, normalised=True))
     assert operators(forward) == [*STEM, *HEAD]
+
+
+@pytest.mark.parametrize("fraction", [4, 6])
+def test_a_normalised_image_fills_its_format_and_stays_inside(fraction: int, tmp_path: Path) -> None:
+    """Pixels from 0 to 255 over the given scale, whatever the statistics in the file are."""
+    n = Net()
+    x = n.node("Sub", "x", n.tensor("mean", [[[0.4]], [[0.5]], [[0.6]]]), name="normalise")
+    x = n.relu(n.bn(n.conv(n.node("Div", x, n.tensor("std", 0.25)), "conv", 3, WIDTH, strides=[2, 2]), "bn", WIDTH))
+    table = tmp_path / "profile.toml"
+    table.write_text(f'extends = "full8"\n[BN.x]\nfraction = {fraction}\n')
+    config = Config(profile=load_profile(str(table)), scale=1 / 255, mean=(0.1,), std=(0.5,))
+    model = import_forward(save(n.model(head(n, x)), tmp_path), config)
+    note_ranges(model, config)
+    mean, variance = (next(s.value for s in model.states.values() if s.layer == "normalise" and s.kind == k) for k in STATISTICS)
+    ends = [(abs((pixel / 255 - 0.1) / 0.5 - mean) / np.sqrt(variance)).max() for pixel in (0, 255)]
+    format_end = 2.0 ** (7 - fraction)
+    assert format_end / 2 < max(ends) <= format_end

@@ -56,6 +56,17 @@ def resnet(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     return model
 
 
+def test_a_convolution_without_bias_beside_folded_ones_is_measured(tmp_path: Path) -> None:
+    """onnxruntime's own fusion of Conv, Add and Relu would lose a convolution's result, which is asked for."""
+    n = Net()
+    x = n.relu(n.conv("x", "conv", 3, WIDTH, bias=True))
+    short = n.conv(x, "short", WIDTH, WIDTH, k=1, strides=[2, 2])
+    y = n.conv(n.relu(n.conv(x, "first", WIDTH, WIDTH, bias=True, strides=[2, 2])), "second", WIDTH, WIDTH, bias=True)
+    source = n.model(head(n, n.relu(n.node("Add", y, short))))
+    made = convert(save(source, tmp_path), CALIBRATED)
+    assert relative(logits(made.files["forward"]), logits(source)) < 1e-5
+
+
 # -- recovered ------------------------------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,16 @@ def taken_apart_gemm(n: Net) -> str:
     return n.node("Add", scaled, n.uniform("offset", -1, 1, CLASSES))
 
 
+def gemm_then(n: Net, kind: str, *shape: int, **attrs: Any) -> str:
+    """A Gemm, and a Mul or Add of a constant."""
+    return n.node(kind, n.uniform("c", 0.5, 2, *shape), gemm_head(n, **attrs))
+
+
+def picked(n: Net, x: str, axis: int) -> str:
+    """The first row, or column, and so without its axis."""
+    return n.node("Gather", x, n.tensor(f"first{axis}", 0, np.int64), axis=axis)
+
+
 def shared_bias(n: Net) -> str:
     bias = n.uniform("bias", -1, 1, WIDTH)
     x = n.node("Conv", "x", n.uniform("w1", -0.4, 0.4, WIDTH, 3, 3, 3), bias, strides=[2, 2])
@@ -123,6 +133,17 @@ DIALECTS: dict[str, tuple[int, Callable[[Net], str], list[str]]] = {
     "add and matmul": (18, lambda n: matmul_head(n, bias=True, turned=True), PLAIN),
     "gemm, transB 0": (18, lambda n: gemm_head(n, transB=0), PLAIN),
     "gemm, transB 1": (18, lambda n: gemm_head(n, transB=1), PLAIN),
+    "gemm, alpha and beta": (18, lambda n: gemm_head(n, alpha=2.0, beta=0.5), PLAIN),
+    "gemm, alpha and beta, transB": (18, lambda n: gemm_head(n, alpha=0.5, beta=2.0, transB=1), PLAIN),
+    "gemm, alpha, and a factor a class": (18, lambda n: gemm_then(n, "Mul", 1, CLASSES, alpha=0.5, beta=3.0), PLAIN),
+    "gemm and one factor": (18, lambda n: gemm_then(n, "Mul", transB=1), PLAIN),
+    "gemm and an offset a class": (18, lambda n: gemm_then(n, "Add", CLASSES, beta=0.5), PLAIN),
+    "gemm without bias and an offset": (
+        18, lambda n: n.node("Add", matmul_head(n, bias=False), n.uniform("one", 1, 2, 1, 1)), PLAIN,
+    ),
+    "gather the only row and column": (
+        18, lambda n: n.gemm(picked(n, picked(n, pooled(n), 3), 2), WIDTH, CLASSES), PLAIN,
+    ),
     "identities and dropouts": (12, chains, PLAIN),
     "reduce mean, axes as attribute": (
         13, lambda n: n.gemm(n.node("Flatten", n.node("ReduceMean", stem(n), axes=[2, 3])), WIDTH, CLASSES), PLAIN,
@@ -258,3 +279,54 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
     model = n.model(n.node("Add", head(n, stem(n)), "prior"))
     model.graph.input.append(onnx.helper.make_tensor_value_info("prior", T.FLOAT, ["N", CLASSES]))
     refused(model, tmp_path, "must have one input", "'x', 'prior'")
+
+
+def test_a_gather_that_reorders_is_no_reshape(tmp_path: Path) -> None:
+    """RGB for BGR keeps every shape, and is not nothing."""
+    n = Net()
+    x = n.node("Gather", "x", n.tensor("order", [2, 1, 0], np.int64), axis=1, name="bgr")
+    x = n.relu(n.bn(n.conv(x, "conv", 3, WIDTH, strides=[2, 2]), "bn", WIDTH))
+    refused(n.model(head(n, x)), tmp_path, "Gather", "bgr")
+
+
+def test_a_gather_of_one_of_several_is_no_reshape(tmp_path: Path) -> None:
+    n = Net()
+    x = n.node("Gather", stem(n), n.tensor("third", [2], np.int64), axis=2, name="row")
+    x = n.node("Gather", x, n.tensor("fourth", [3], np.int64), axis=3)
+    refused(n.model(n.gemm(n.node("Flatten", x), WIDTH, CLASSES)), tmp_path, "Gather", "row")
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_a_computed_bias_is_refused(alpha: float, tmp_path: Path) -> None:
+    n = Net()
+    x = n.node("Flatten", pooled(n))
+    bias = n.node("Relu", n.node("MatMul", x, n.uniform("kernel", -1, 1, WIDTH, CLASSES)))
+    y = n.node("Gemm", x, n.uniform("weight", -1, 1, CLASSES, WIDTH), bias, name="dense", transB=1, alpha=alpha)
+    refused(n.model(y), tmp_path, "dense")
+
+
+@pytest.mark.parametrize("shape", [(CLASSES, 1), (1, 1, CLASSES)])
+def test_an_offset_that_makes_another_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    n = Net()
+    y = n.node("Add", gemm_head(n), n.uniform("c", 0.5, 2, *shape), name="offset")
+    refused(n.model(y, shape=("M", CLASSES), batch=CLASSES), tmp_path, "offset")
+
+
+@pytest.mark.parametrize(("kind", "attrs"), [("Softmax", {"axis": 0}), ("LogSoftmax", {"axis": 0}), ("ArgMax", {"keepdims": 0})])
+def test_a_softmax_over_the_batch_is_no_softmax_over_classes(kind: str, attrs: dict[str, int], tmp_path: Path) -> None:
+    n = Net()
+    model = n.model(n.node(kind, head(n, stem(n)), name="last", **attrs), shape=("M",) if kind == "ArgMax" else ("M", CLASSES))
+    if kind == "ArgMax":
+        model.graph.output[0].type.tensor_type.elem_type = T.INT64
+    refused(model, tmp_path, kind, "last")
+
+
+def test_one_constant_for_two_parameters_of_a_bn_becomes_two(tmp_path: Path) -> None:
+    """gamma and the variance of an untrained layer are both ones: exporters store them once."""
+    n = Net()
+    x = n.conv("x", "conv", 3, WIDTH, strides=[2, 2])
+    ones, zeros = n.tensor("ones", np.ones(WIDTH)), n.tensor("zeros", np.zeros(WIDTH))
+    x = n.relu(n.node("BatchNormalization", x, ones, zeros, zeros, ones, name="bn"))
+    forward = assert_same_function(n.model(head(n, x)), tmp_path, images(2, normalised=True))
+    (bn,) = (node for node in forward.graph.node if node.op_type == "BatchNormalization")
+    assert len(set(bn.input)) == 5

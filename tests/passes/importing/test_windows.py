@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from sources import MAP, WIDTH, assert_same_function, attributes, head, operators, stem
+from sources import MAP, WIDTH, assert_same_function, attributes, head, imported, operators, save, stem
 
 from networks import CLASSES, Net, images
+from wageubn_onnx.errors import WageubnError
 
 STEM = ["Conv", "BatchNormalization", "Relu"]
 HEAD = ["GlobalAveragePool", "Flatten", "Gemm"]
@@ -143,6 +145,29 @@ def test_a_dialect_computes_what_it_did(name: str, tmp_path: Path) -> None:
     batch = 2 if "with zeros" in name and "shortcut" in name else "N"
     forward = assert_same_function(n.model(build(n), batch=batch), tmp_path, images(2, seed=1, normalised=True))
     assert sorted(operators(forward)) == sorted(expected)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_padding_as_wide_as_a_window_stays(kind: str, tmp_path: Path) -> None:
+    """A window of nothing but padding is none that ONNX allows. (onnxruntime's own fusion makes one, and does not load it.)"""
+    n = Net()
+    y = n.node(kind, pad(n, stem(n), *[0, 0, 2, 2] * 2), kernel_shape=[2, 2], strides=[2, 2])
+    forward = imported(save(n.model(head(n, y)), tmp_path))
+    assert sorted(operators(forward)) == sorted([*STEM, "Pad", kind, *HEAD])
+
+
+def refused(model: onnx.ModelProto, folder: Path, *words: str) -> None:
+    with pytest.raises(WageubnError) as caught:
+        imported(save(model, folder))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_computed_fill_is_refused(tmp_path: Path) -> None:
+    n = Net()
+    x = stem(n)
+    amounts = n.tensor("amounts", [0, 0, 1, 1] * 2, np.int64)
+    fill = n.node("ReduceMean", x, keepdims=0)
+    refused(n.model(head(n, n.node("Pad", x, amounts, fill))), tmp_path, "ReduceMean")
 
 
 def test_padding_that_a_convolution_took_over_adds_to_its_own(tmp_path: Path) -> None:
