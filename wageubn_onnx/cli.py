@@ -19,6 +19,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import NAMES, load_profile
 
 if TYPE_CHECKING:
+    from wageubn_onnx.export.verify import Row
     from wageubn_onnx.proofs.ranges import Proof
     from wageubn_onnx.runtime.bench import BenchResult
     from wageubn_onnx.runtime.bench_convert import ConvertResult
@@ -105,6 +106,17 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def _example(text: str) -> str:
     return f"Example: {text}"
+
+
+def _list_targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """A callback of ``--list``, which stands alone."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from wageubn_onnx.export.table import TARGETS
+
+    rows = [[target.name, target.summary, target.missing() or "ready"] for target in TARGETS]
+    _print_table("Export targets", ["target", "what it writes", "state"], rows)
+    ctx.exit()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -457,6 +469,70 @@ def passes(as_json: bool) -> None:
     for stage in STAGES:
         rows = [[step.name, step.summary, step.file] for step in stage.passes]
         _print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "file"], rows)
+
+
+@cli.command(epilog=_example("wageubn-onnx export r20 --target onnxruntime -o r20-ort"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--target", required=True, help="The runtime to export to: `wageubn-onnx export --list` lists them.")
+@click.option("-o", "--out", required=True, type=PATH, metavar="OUT", help="The folder to write.")
+@click.option("--state", type=PATH, help="Begin with this trained state instead of the folder's initial one.")
+@click.option("--portable", is_flag=True, help="onnxruntime: refuse what release 1.17 has no kernel for.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
+def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
+    """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there."""
+    from wageubn_onnx.export.export import export as run
+
+    with _working(f"exporting {folder} for {target}"):
+        run(folder, target, out, state, **{name: value for name, value in options.items() if value})
+    click.echo(f"{out}: written; its README.md says how to train from it")
+
+
+@cli.command(epilog=_example("wageubn-onnx verify r20 --steps 10 --targets onnxruntime,interpreter"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--targets", default="", help="Comma-separated [default: every target, and both evaluators].")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Steps from the initial state.")
+@click.option("--seed", default=0, show_default=True, help="Of images, labels and stochastic roundings.")
+@click.option("--python", "pythons", multiple=True, type=PATH, help="The python of an environment with another onnxruntime.")
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context, folder: Path, targets: str, steps: int, seed: int, pythons: tuple[Path, ...], as_json: bool
+) -> None:
+    """Run the same steps of DIR on every target, and compare every state tensor and output bit for bit.
+
+    Exits with 1 where a target differs; then names step, tensor, element and, where the target can show it, the first node.
+    """
+    from wageubn_onnx.export.verify import verify as run
+
+    chosen = [name for name in targets.split(",") if name]
+    rows = []
+    with _working(f"running {steps} steps of {folder}"):
+        for row in run(folder, chosen, steps, seed, pythons):
+            rows.append(row)
+    if as_json:
+        _print_json([row.as_json() for row in rows])
+    else:
+        _print_verified(rows)
+    ctx.exit(1 if any(row.difference for row in rows) else 0)
+
+
+def _print_verified(rows: Sequence[Row]) -> None:
+    cells = [
+        [
+            row.target,
+            row.runner,
+            str(row.steps),
+            str(row.tensors),
+            row.unavailable or ("differs" if row.difference else "same bits"),
+        ]
+        for row in rows
+    ]
+    _print_table("Against int_training.onnx in onnxruntime", ["target", "run by", "steps", "tensors compared", "result"], cells)
+    for row in rows:
+        if row.difference:
+            d = row.difference
+            where = f"step {d.step}, {d.tensor}{d.index}: {d.found}, not {d.expected}"
+            click.echo(f"{row.target}, {row.runner}: {where}" + (f"; the first node that differs: {d.node}" if d.node else ""))
 
 
 @cli.group()

@@ -100,7 +100,11 @@ def test_filters(tiny_folder: Path) -> None:
     assert {p.path for p in found.only("", "BN").paths} >= {"BN.mu", "BN.sigma", "BN.x"}
     assert {p.layer for p in found.only("a*").paths} >= {"a1", "a1_bn", "a2", "a2_bn"}
     text = run(*files, "--only", "a1", "--path", "E2")
-    assert text.exit_code == 1 and "FlagQuantize" in text.stdout and "b1" not in text.stdout
+    assert text.exit_code == 1 and "b1" not in text.stdout
+    for words in ("only in A: 1 nodes", "a1/slot_E2", "only in B: ", "a1/Q_E2"):  # every node is named
+        assert words in text.stdout
+    whole = run(*files)
+    assert "are listed by --only, --path and --json" in whole.stdout and "only in B: " not in whole.stdout
 
 
 def test_a_reader_learns_what_became_of_a_layer(tiny_folder: Path) -> None:

@@ -3,7 +3,7 @@
 A node's colour stands for its operator, its attributes, the places of its operands and the values of constants, together with
 all that it depends on (`up`), all that depends on it (`down`), or both, refined until nothing more is told apart (`full`). Exact
 colours take in attributes and values, loose ones do not. Colours are numbers given to structures that were compared, not hashes:
-only constants are known by a digest. A sweep is linear in nodes and edges; a few suffice, since each goes through the whole graph.
+only constants are known by a digest. A sweep is linear in nodes and edges, and goes through the whole graph: a few suffice.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from wageubn_onnx.graphdiff.result import Difference, ModelDiff, NodeRef, PathDiff, Side
 
+DETAILS = 500  # rows: of two stages, more of them are left to narrower questions
 NARROWEST = 150  # columns where no terminal says how many there are
 
 
@@ -31,24 +32,33 @@ def print_diff(found: ModelDiff, summary: bool = False) -> None:
         _print_paths_summary(console, found.paths)
     if summary:
         return
-    of_files = [d for d in found.differences if not _is_of_path(found, d)]
-    _print_differences(console, of_files)
-    if found.paths:
-        _print_layers(console, found.paths)
+    if not found.paths:
+        _print_details(console, found.differences, found.only_a, found.only_b)
+        return
+    _print_differences(console, [d for d in found.differences if not (d.layer or d.path)])
+    _print_layers(console, found.paths)
+    details = [d for d in found.differences if d.layer or d.path]
+    count = len(details) + len(found.only_a) + len(found.only_b)
+    if count <= DETAILS:
+        _print_details(console, details, found.only_a, found.only_b)
     else:
-        _print_nodes(console, "only in A", found.only_a)
-        _print_nodes(console, "only in B", found.only_b)
+        console.print(
+            f"{count} single nodes and differences, which the rows above count, are listed by --only, --path and --json"
+        )
+
+
+def _print_details(
+    console: Console, differences: Sequence[Difference], only_a: Sequence[NodeRef], only_b: Sequence[NodeRef]
+) -> None:
+    _print_differences(console, differences)
+    _print_nodes(console, "only in A", only_a)
+    _print_nodes(console, "only in B", only_b)
 
 
 def _totals(found: ModelDiff) -> list[str]:
     counts = {"nodes correspond": len(found.pairs), "only in A": len(found.only_a), "only in B": len(found.only_b)}
     differ = [f"{kind} {count}" for kind, count in found.counts.items()]
     return [f"{count} {what}" for what, count in counts.items()] + (["differences: " + ", ".join(differ)] if differ else [])
-
-
-def _is_of_path(found: ModelDiff, difference: Difference) -> bool:
-    """Between different stages nearly every pair differs; the layers' tables count that. JSON has it all."""
-    return bool(found.paths) and found.a.stage != found.b.stage and difference.kind in ("attribute", "operand", "type", "result")
 
 
 def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

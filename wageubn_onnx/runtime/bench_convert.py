@@ -84,11 +84,11 @@ def bench_convert(
         return [_measured(file, kinds, rounds, batch, training_python, Path(scratch)) for file in files]
 
 
-def built(folder: Path, names: Sequence[str] = tuple(BUILT)) -> list[Path]:
+def built(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """The default models, or those of these names, made by this checkout's models/resnet.py."""
     module = checkout.models_module("resnet")
     files = []
-    for name in names:
+    for name in names or BUILT:
         architecture = module.Architecture(
             widths=(64, 128, 256, 512), classes=1000, image=(3, 224, 224), large_stem=True, **BUILT[name]
         )

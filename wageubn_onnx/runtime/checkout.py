@@ -17,9 +17,7 @@ def models_module(name: str) -> ModuleType:
     file = ROOT / "models" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"models_{name}", file)
     if not file.is_file() or spec is None or spec.loader is None:
-        raise WageubnError(
-            f"{file}: no such file; run this from a checkout, or give models of your own"
-        )
+        raise WageubnError(f"{file}: no such file; run this from a checkout, or give models of your own")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)

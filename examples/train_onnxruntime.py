@@ -1,0 +1,1 @@
+../wageubn_onnx/export/files/train_onnxruntime.py

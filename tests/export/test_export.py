@@ -1,0 +1,161 @@
+"""An export is whole or absent, trains by itself, and computes the bits of the step that it came from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from networks import BATCH, images, labels
+from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.export import ort
+from wageubn_onnx.export import verify as verifying
+from wageubn_onnx.export.base import Bundle
+from wageubn_onnx.export.export import export
+from wageubn_onnx.export.table import TARGETS
+from wageubn_onnx.export.verify import Row, verify
+from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.portable import require_portable
+from wageubn_onnx.passes.targets.tidy import tidy
+from wageubn_onnx.proofs.audit import audit_model
+from wageubn_onnx.runtime.session import TrainingSession
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_artifacts: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "tiny"
+    tiny_artifacts.save(path)
+    return path
+
+
+def test_onnxruntime_computes_the_same_bits(folder: Path) -> None:
+    rows = list(verify(folder, ["onnxruntime"], steps=3))
+    assert len(rows) == 4
+    assert all(row.same and row.steps == 3 and row.tensors > 100 for row in rows)
+
+
+@pytest.mark.parametrize("name", verifying.EVALUATORS)
+def test_evaluators_compute_the_same_bits(name: str, folder: Path) -> None:
+    (row,) = verify(folder, [name], steps=1)
+    assert row.same
+
+
+def test_the_onnxruntime_of_another_environment(folder: Path, tmp_path: Path) -> None:
+    rows = list(verify(folder, ["onnxruntime"], steps=2, pythons=[Path(sys.executable)]))
+    assert len(rows) == 8
+    assert all(row.same for row in rows)
+    with pytest.raises(WageubnError, match="absent: cannot be run"):
+        list(verify(folder, ["onnxruntime"], steps=1, pythons=[tmp_path / "absent"]))
+
+
+def broken(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With the first comparison by Greater turned around."""
+    result = tidy(model)
+    node = next(n for n in result.graph.node if n.op_type == "Greater")
+    node.op_type = "Less"
+    return result
+
+
+def test_a_difference_is_found_where_it_begins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "tidy", broken)
+    (row, *_) = verify(folder, ["onnxruntime"], steps=2)
+    assert not row.same
+    difference = row.difference
+    assert difference is not None and difference.expected != difference.found
+    assert difference.node is not None and "(Greater)" in difference.node
+
+
+def test_tidy_leaves_fewer_nodes_and_integers_alone(tiny_artifacts: Artifacts) -> None:
+    inlined = inline(tiny_artifacts.files["int_training"])
+    made = tidy(inlined)
+    assert len(made.graph.node) < 0.7 * len(inlined.graph.node)
+    assert "Constant" not in {n.op_type for n in made.graph.node}
+    assert [o.name for o in made.graph.output] == [o.name for o in inlined.graph.output]
+    onnx.checker.check_model(made, full_check=True)
+    assert not [f for f in audit_model(made).findings if f.kind == "dtype"]
+
+
+def test_portable_names_what_an_old_release_lacks(tiny_artifacts: Artifacts) -> None:
+    made = tidy(inline(tiny_artifacts.files["int_training"]))
+    require_portable(made, "step.onnx")
+    narrow = onnx.TensorProto.INT8
+    node = next(n for n in made.graph.node if n.op_type == "Add")
+    value = next(v for v in (*made.graph.value_info, *made.graph.input) if v.name == node.input[0])
+    value.type.tensor_type.elem_type = narrow
+    with pytest.raises(WageubnError, match=r"step.onnx: node .*1.17 has no Add for INT8"):
+        require_portable(made, "step.onnx")
+
+
+def test_the_example_trains_and_its_state_comes_back(folder: Path, tmp_path: Path) -> None:
+    """From the exported folder alone; `TrainingSession` goes on from what it saved."""
+    out = export(folder, "onnxruntime", tmp_path / "out", portable=True)
+    np.savez(tmp_path / "data.npz", x_train=images(3 * BATCH), y_train=labels(3 * BATCH))
+    command = [sys.executable, str(out / ort.TRAIN), str(out), str(tmp_path / "data.npz")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.count("loss") == 3
+    trained = dict(np.load(tmp_path / "trained.npz"))
+    session = TrainingSession(folder, threads=1)
+    order = np.random.default_rng(0).permutation(3 * BATCH)
+    for start in range(0, 3 * BATCH, BATCH):
+        chosen = order[start : start + BATCH]
+        session.step(images(3 * BATCH)[chosen], labels(3 * BATCH)[chosen], lr=5 / 512)
+    assert {key: value.tobytes() for key, value in session.state().items()} == {k: v.tobytes() for k, v in trained.items()}
+
+
+def test_a_trained_state_is_exported(folder: Path, tmp_path: Path) -> None:
+    session = TrainingSession(folder, threads=1)
+    session.step(images(BATCH), labels(BATCH), lr=0.1)
+    session.save(tmp_path / "trained.safetensors")
+    out = export(folder, "onnxruntime", tmp_path / "out", state=tmp_path / "trained.safetensors")
+    found = np.load(out / ort.STATE)
+    assert all(np.array_equal(found[key], value) for key, value in session.state().items())
+
+
+def test_the_same_files_every_time(folder: Path, tmp_path: Path) -> None:
+    for target in TARGETS:
+        if target.missing():
+            continue
+        first, second = (export(folder, target.name, tmp_path / f"{target.name}{i}") for i in range(2))
+        files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+        assert files == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file())
+        assert all((first / f).read_bytes() == (second / f).read_bytes() for f in files), target.name
+
+
+def test_an_export_takes_the_place_of_an_export_alone(folder: Path, tmp_path: Path) -> None:
+    out = export(folder, "onnxruntime", tmp_path / "out")
+    (out / "left.txt").write_text("over")
+    export(folder, "onnxruntime", out)
+    assert not (out / "left.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for place, words in ((tmp_path / "mine", "holds other files"), (folder, "holds other files")):
+        with pytest.raises(WageubnError, match=words):
+            export(folder, "onnxruntime", place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
+
+
+def test_what_is_wrong_is_said_in_one_line(folder: Path, tmp_path: Path, tiny_artifacts: Artifacts) -> None:
+    with pytest.raises(WageubnError, match="target nothing: unknown; choose one of onnxruntime"):
+        export(folder, "nothing", tmp_path / "out")
+    with pytest.raises(WageubnError, match="has no option 'budget'"):
+        export(folder, "onnxruntime", tmp_path / "out", budget=1)
+    with pytest.raises(WageubnError, match="target nothing: unknown"):
+        list(verify(folder, ["nothing"]))
+    bundle = Bundle.of(folder)
+    key = next(iter(bundle.state))
+    with pytest.raises(WageubnError, match=f"state '{key}' is missing"):
+        replace(bundle, state={}).check_state()
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_json(folder: Path) -> None:
+    row = Row("c", "gcc", 1, 2, verifying.Difference(0, "loss", [], 1, 2))
+    assert json.loads(json.dumps(row.as_json()))["difference"]["tensor"] == "loss"
+    assert not row.same

@@ -1,0 +1,105 @@
+"""What an export target is: something that writes the integer step for a runtime, and ways of running what it wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import load_model
+from wageubn_onnx.runtime.files import load_tensors
+from wageubn_onnx.runtime.folder import ArtifactFolder
+
+Array = np.ndarray[Any, Any]
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact folder."""
+
+    step: onnx.ModelProto
+    evaluation: onnx.ModelProto
+    state: dict[str, Array]
+    manifest: dict[str, Any]
+
+    @staticmethod
+    def of(folder: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Bundle:
+        """That of an artifact folder, with its initial state, or that of a file which `train` or `TrainingSession.save` wrote.
+
+        Raises WageubnError where a file is missing or damaged, or the folder's profile has no integer form.
+        """
+        artifacts = ArtifactFolder(folder)
+        step, evaluation = (load_model(artifacts.model(section)) for section in ("step", "eval"))
+        tensors, _ = load_tensors(artifacts.state_file("state") if state is None else state)
+        bundle = Bundle(step, evaluation, tensors, artifacts.manifest)
+        bundle.check_state()
+        return bundle
+
+    def check_state(self) -> None:
+        """Raise WageubnError, naming the tensor, where the state is not that of the step."""
+        inputs = {i.name: i.type.tensor_type for i in self.step.graph.input}
+        for entry in self.manifest["state"]:
+            key, declared = entry["key"], inputs[entry["in"]]
+            shape = [d.dim_value for d in declared.shape.dim]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)
+            if key not in self.state:
+                raise WageubnError(f"state {key!r} is missing; give a state of this network")
+            if list(self.state[key].shape) != shape or self.state[key].dtype != dtype:
+                found = f"{self.state[key].dtype} {list(self.state[key].shape)}, not {dtype} {shape}"
+                raise WageubnError(f"state {key!r} is {found}; give a state of this network")
+
+    @property
+    def scalars(self) -> dict[str, str]:
+        """The names of the step's inputs and outputs beside the state, by what they are: images, labels, lr, ..."""
+        keys = ("images", "labels", "lr", "gradient_range", "seed", "loss", "correct")
+        return {key: self.manifest["step"][key] for key in keys}
+
+
+class Runner(Protocol):
+    """One way of running a step, with its name in the table of `verify`, such as ``onnxruntime 1.31.1, 2 threads``."""
+
+    @property
+    def name(self) -> str: ...
+
+    def steps(self, state: Tensors, feeds: Sequence[Tensors]) -> Iterator[dict[str, Array]]:
+        """Every output of the step by name, after each of ``feeds`` (images, labels and scalars by input name).
+
+        ``state`` is the first step's, by key; each later step takes what the one before gave.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime to export to.
+
+    missing: what must be installed first, in one line; None where nothing is. write: put the files of a `Bundle` into an empty
+    folder and return what the manifest says of them beside the artifact folder's own entries. readme: how to use them, in
+    Markdown. runners: of a folder that `write` filled, for `verify`. options: names of the options that `write` takes, with what
+    they mean.
+    """
+
+    name: str
+    summary: str
+    write: Callable[..., dict[str, Any]]
+    readme: Callable[[dict[str, Any]], str]
+    runners: Callable[[Path], list[Runner]] = lambda folder: []
+    missing: Callable[[], str | None] = lambda: None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def advance(state: Tensors, outputs: Tensors, manifest: Mapping[str, Any]) -> dict[str, Array]:
+    """The state by key after a step that gave ``outputs`` by name."""
+    return dict(state) | {entry["key"]: outputs[entry["out"]] for entry in manifest["state"]}
+
+
+def state_feeds(state: Tensors, manifest: Mapping[str, Any]) -> dict[str, Array]:
+    """The step's state inputs by name."""
+    return {entry["in"]: state[entry["key"]] for entry in manifest["state"]}

@@ -1,0 +1,30 @@
+"""Train in integers with onnxruntime and numpy alone: python train_onnxruntime.py EXPORTED_FOLDER DATA.npz"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+folder, data = Path(sys.argv[1]), np.load(sys.argv[2])  # x_train uint8 [n, C, H, W], y_train
+manifest = json.loads((folder / "manifest.json").read_text())
+step = manifest["step"]
+session = onnxruntime.InferenceSession(str(folder / step["model"]), providers=["CPUExecutionProvider"])
+state = dict(np.load(folder / manifest["state_file"]))
+batch = next(i.shape[0] for i in session.get_inputs() if i.name == step["images"])
+names = [step["loss"], step["correct"], *(s["out"] for s in manifest["state"])]
+order = np.random.default_rng(0).permutation(len(data["x_train"]))
+for start in range(0, len(order) - batch + 1, batch):
+    chosen = order[start : start + batch]
+    feeds = {s["in"]: state[s["key"]] for s in manifest["state"]} | {
+        step["images"]: data["x_train"][chosen],
+        step["labels"]: data["y_train"][chosen].astype(np.int32),
+        step["lr"]: np.array(5, np.int32),  # 5/512
+        step["gradient_range"]: np.array(128, np.int32),
+        step["seed"]: np.array(0, np.int32),
+    }
+    loss, correct, *values = session.run(names, feeds)
+    state = {s["key"]: value for s, value in zip(manifest["state"], values, strict=True)}
+    print(f"loss {float(loss) * 2.0 ** manifest['exponents']['loss']:.4f}, {int(correct)} of {batch} right")
+np.savez("trained.npz", **state)
