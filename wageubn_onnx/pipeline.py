@@ -101,6 +101,12 @@ INT_EVAL = Stage("int_eval", "integer inference from the same state", (integers.
 STAGES = (FORWARD, FP_TRAINING, QUANT_TRAINING, INT_TRAINING, QUANT_EVAL, INT_EVAL)
 
 
+def stage_before(stage: Stage) -> Stage | None:
+    """The stage that ``stage`` is made of; None of the first."""
+    return None if stage is FORWARD else FORWARD if stage is QUANT_EVAL else STAGES[STAGES.index(stage) - 1]
+
+
+
 DRY_BATCH = 8  # images
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx
 
@@ -24,14 +23,65 @@ from wageubn_onnx.graphdiff.view import Node, View, function_name, view_function
 Source: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto"
 
 
+class Read(NamedTuple):
+    """A model that was read: what to call it, and its main graph."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    view: View
+
+
+class Alignment(NamedTuple):
+    """Two models, and the counterpart in ``b`` of each node of ``a`` that has one."""
+
+    a: Read
+    b: Read
+    to_b: dict[Node, Node]
+
+    @property
+    def are_stages(self) -> bool:
+        """Both are stages of the pipeline: nodes correspond within one layer and data path only."""
+        return bool(self.a.graph.stage and self.b.graph.stage)
+
+
 def diff(a: Source, b: Source) -> ModelDiff:
     """Compare two models: files, or what `onnx.load` gives. Two stages of the pipeline are aligned by their provenance.
 
     Raises WageubnError where one of them cannot be read.
     """
-    (x, graph_a, view_a), (y, graph_b, view_b) = _read(a), _read(b)
-    are_stages = bool(graph_a.stage and graph_b.stage)
-    to_b = match(view_a, view_b, by_provenance=are_stages)
+    return explain(align(a, b))
+
+
+def diff_folder(folder: str | os.PathLike[str]) -> Iterator[ModelDiff]:
+    """Compare every stage of an artifact folder with the one that it is made of, in the order of the pipeline.
+
+    Raises WageubnError where ``folder`` is none; stages that its profile has no form of are left out.
+    """
+    return (explain(step) for step in align_folder(folder))
+
+
+def align(a: Source, b: Source) -> Alignment:
+    """Find which node of one model is which of the other; raises what `diff` raises."""
+    x, y = _read(a), _read(b)
+    return Alignment(x, y, match(x.view, y.view, by_provenance=bool(x.graph.stage and y.graph.stage)))
+
+
+def align_folder(folder: str | os.PathLike[str]) -> Iterator[Alignment]:
+    """`align` every stage of an artifact folder and the one that it is made of; raises what `diff_folder` raises."""
+    from wageubn_onnx.pipeline import STAGES, stage_before
+    from wageubn_onnx.runtime.folder import ArtifactFolder
+
+    path = ArtifactFolder(folder).path
+    for after in STAGES:
+        before = stage_before(after)
+        files = [path / f"{stage.name}.onnx" for stage in (before, after) if stage]
+        if len(files) == 2 and all(file.is_file() for file in files):
+            yield align(*files)
+
+
+def explain(step: Alignment) -> ModelDiff:
+    """What differs between two models that were aligned."""
+    (x, graph_a, view_a), (y, graph_b, view_b), to_b = step
     comparison = Comparison(view_a, view_b, to_b)
     of_pairs = comparison.run()
     return ModelDiff(
@@ -42,28 +92,11 @@ def diff(a: Source, b: Source) -> ModelDiff:
         _left(view_b, to_b.values()),
         (*model_differences(x, y), *_functions(x, y), *of_pairs),
         (*file_notes(x, y), *comparison.notes),
-        tuple(by_path(view_a, view_b, to_b, of_pairs)) if are_stages else (),
+        tuple(by_path(view_a, view_b, to_b, of_pairs)) if step.are_stages else (),
     )
 
 
-def diff_folder(folder: str | os.PathLike[str]) -> Iterator[ModelDiff]:
-    """Compare every stage of an artifact folder with the one that it is made of, in the order of the pipeline.
-
-    Raises WageubnError where ``folder`` is none; stages that its profile has no form of are left out.
-    """
-    from wageubn_onnx.pipeline import FORWARD, QUANT_EVAL, STAGES
-    from wageubn_onnx.runtime.folder import ArtifactFolder
-
-    path = ArtifactFolder(folder).path
-    files = {stage.name: path / f"{stage.name}.onnx" for stage in STAGES}
-    for before, after in pairwise(STAGES):
-        source = FORWARD if after is QUANT_EVAL else before
-        if files[source.name].is_file() and files[after.name].is_file():
-            yield diff(files[source.name], files[after.name])
-
-
-def _read(source: Source) -> tuple[onnx.ModelProto, Graph, View]:
-    """The model, what to call it, and its main graph."""
+def _read(source: Source) -> Read:
     model = source if isinstance(source, onnx.ModelProto) else load_model(source)
     name = model.graph.name if isinstance(source, onnx.ModelProto) else str(source)
     stage = next((p.value for p in model.metadata_props if p.key == PREFIX + "stage"), "")
@@ -71,7 +104,7 @@ def _read(source: Source) -> tuple[onnx.ModelProto, Graph, View]:
         view = view_model(model)
     except WageubnError as error:
         raise WageubnError(f"{name}: {error}") from None
-    return model, Graph(name, stage, len(view.real)), view
+    return Read(model, Graph(name, stage, len(view.real)), view)
 
 
 def _left(view: View, matched: Iterable[Node]) -> tuple[NodeRef, ...]:
@@ -114,4 +147,4 @@ def _body(name: str, a: onnx.FunctionProto, b: onnx.FunctionProto) -> Iterator[D
             yield Difference("function", name, name, what, ", ".join(map(str, entries)), ", ".join(map(str, others)))
 
 
-__all__ = ["ModelDiff", "diff", "diff_folder"]
+__all__ = ["Alignment", "ModelDiff", "align", "align_folder", "diff", "diff_folder", "explain"]
