@@ -419,32 +419,46 @@ def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | N
 )
 @click.option("--path", "data_path", default="", metavar="PATTERN", help="What belongs to these data paths: E2, W, BN, ...")
 @click.option("--summary", is_flag=True, help="Print totals only.")
+@click.option(
+    "--html", type=PATH, metavar="FILE", help="Print totals, and write all layers' graphs side by side as a page to look at."
+)
 @json_option
 @click.pass_context
-def diff(ctx: click.Context, a: Path, b: Path | None, only: str, data_path: str, summary: bool, as_json: bool) -> None:
+def diff(
+    ctx: click.Context, a: Path, b: Path | None, only: str, data_path: str, summary: bool, html: Path | None, as_json: bool
+) -> None:
     """Say what differs between two ONNX files, whatever their nodes are called and however they are ordered.
 
     Two stages of the pipeline are compared by layer and data path. Of an artifact folder DIR, every stage is compared with the
     one that it is made of. Exits with 0 where the files are the same, with 1 where they differ.
     """
-    from wageubn_onnx.graphdiff import diff as run
-    from wageubn_onnx.graphdiff import diff_folder
+    from wageubn_onnx.graphdiff import align, align_folder, explain
+    from wageubn_onnx.graphdiff.page import Collector, render
     from wageubn_onnx.graphdiff.report import print_diff
+    from wageubn_onnx.runtime.files import write_text
 
     if a.is_dir() != (b is None):
         raise click.UsageError("give two ONNX files, or one artifact folder", ctx)
+    if html and not html.absolute().parent.is_dir():
+        raise WageubnError(f"{html}: no such folder; make it first")
+    page, found = Collector(), []
     with _working("comparing"):
-        found = [step.only(only, data_path) for step in (diff_folder(a) if b is None else [run(a, b)])]
+        for step in align_folder(a) if b is None else [align(a, b)]:
+            found.append(explain(step).only(only, data_path))
+            if html:
+                page.add(step)
     if all(step.is_empty for step in found):
         raise WageubnError(
             f"no node belongs to layer {only or 'any'!r} and data path {data_path or 'any'!r}; give other patterns"
         )
+    if html:
+        write_text(html, render(page, a.absolute().name if b is None else f"{a.name} and {b.name}"))
     if as_json:
         reports = [step.to_json() for step in found]
         _print_json(reports[0] if b else {"schema": reports[0]["schema"], "same": all(s.same for s in found), "steps": reports})
     else:
-        for step in found:
-            print_diff(step, summary)
+        for result in found:
+            print_diff(result, summary or html is not None)
     ctx.exit(0 if all(step.same for step in found) else 1)
 
 

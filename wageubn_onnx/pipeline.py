@@ -106,7 +106,6 @@ def stage_before(stage: Stage) -> Stage | None:
     return None if stage is FORWARD else FORWARD if stage is QUANT_EVAL else STAGES[STAGES.index(stage) - 1]
 
 
-
 DRY_BATCH = 8  # images
 
 

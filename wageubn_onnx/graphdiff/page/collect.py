@@ -1,9 +1,9 @@
-"""What the page shows, taken out of aligned models: compact JSON, since ResNet-50's six stages have 21,000 nodes.
+"""What the page shows, taken out of aligned models: compact JSON, since ResNet-50's six stages have 22,000 nodes.
 
-Equal things are written once. `strings` holds texts; a `kind` is all that nodes of different layers may have in common; a node is
-[kind, layer, operand, ...]. Operands are numbers of tensors: first a stage's constants, then all results in the order of
-its nodes, which include its inputs and outputs; -1 where there is none. A name that begins with its layer's is written with a tab in the
-layer's place. model.js reads it.
+Equal things are written once. `strings` holds texts. A `kind` is all that nodes of different layers may have in common; a node
+is [kind, layer, operand, ...]. An operand is the number of a tensor: first come a stage's constants, then all results in the
+order of its nodes, which include its inputs and outputs; -1 where there is none. A name that begins with its layer's is written
+with a tab in the layer's place. model.js reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import onnx
 
 from wageubn_onnx.graphdiff import Alignment, Read
 from wageubn_onnx.graphdiff.view import INPUT, OUTPUT, Constant, Node, Tensor
-from wageubn_onnx.passbase import Pass
 from wageubn_onnx.pipeline import STAGES, Stage, stage_before
 from wageubn_onnx.quantizers.symbols import SYMBOLS, direction
 
@@ -31,7 +30,7 @@ class _Table:
     def __init__(self) -> None:
         self.numbers: dict[Hashable, int] = {}
 
-    def __getitem__(self, value: Hashable) -> int:
+    def __call__(self, value: Hashable) -> int:
         return self.numbers.setdefault(value, len(self.numbers))
 
 
@@ -52,8 +51,13 @@ class Collector:
         counterparts = [step.to_b.get(node) for node in step.a.view.nodes]
         stages = (stage_named(side.graph.stage) for side in (step.a, step.b))
         self.steps.append(
-            {"a": numbers[0], "b": numbers[1], "pairs": [-1 if other is None else other.index for other in counterparts]}
-            | {"passes": _passes(step, to_a, *stages), "removed": sum(n not in step.to_b for n in step.a.view.real)}
+            {
+                "a": numbers[0],
+                "b": numbers[1],
+                "pairs": [-1 if other is None else other.index for other in counterparts],
+                "removed": sum(node not in step.to_b for node in step.a.view.real),
+                "passes": _passes(step, to_a, *stages),
+            }
         )
 
     def model(self, title: str) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class Collector:
             "title": title,
             "paths": symbols,  # data path -> symbol, what it is, direction
             "layers": list(self.layers.numbers),
-            "order": [self.layers[layer] for layer in self.order],
+            "order": [self.layers(layer) for layer in self.order],
             "strings": list(self.strings.numbers),
             "kinds": list(self.kinds.numbers),
             "stages": list(self.stages.values()),
@@ -91,7 +95,7 @@ class Collector:
             "quantizers": sum("format" in node.facts for node in read.view.real),
             "dtypes": _dtypes(read.view.real),
             "constants": [self._constant(constant) for constant in constants],
-            "nodes": [[self._kind(node, layers[node]), self.layers[layers[node]], *_operands(node, numbers)] for node in layers],
+            "nodes": [[self._kind(node, layers[node]), self.layers(layers[node]), *_operands(node, numbers)] for node in layers],
         }
         return len(self.stages) - 1
 
@@ -112,23 +116,23 @@ class Collector:
 
     def _kind(self, node: Node, layer: str) -> int:
         self.paths.update({node.facts["role"]: None} if "role" in node.facts else {})
-        results = ((self._name(result.name, layer), self.strings[str(result.type or "")]) for result in node.results)
+        results = ((self._name(result.name, layer), self.strings(str(result.type or ""))) for result in node.results)
         place = {INPUT: 1, OUTPUT: 2}.get(node.op, 0)
-        op, name = self.strings[node.op], self._name(node.name, layer)
-        facts = (self._name(node.facts.get(key, ""), layer) for key in FACTS)
-        attributes = tuple(self.strings[_attribute(node, key)] for key in sorted(node.given))
-        return self.kinds[place, op, name, *facts, attributes, tuple(results)]
+        op, name = self.strings(node.op), self._name(node.name, layer)
+        facts = tuple(self._name(node.facts.get(key, ""), layer) for key in FACTS)
+        attributes = tuple(self.strings(_attribute(node, key)) for key in sorted(node.given))
+        return self.kinds((place, op, name, *facts, attributes, tuple(results)))
 
     def _constant(self, constant: Constant) -> list[int]:
         values = constant.values
         value = _short(str(values.tolist())) if values.size <= FEW else ""
-        return [self.strings[text] for text in (constant.name, str(constant.type), value)]
+        return [self.strings(text) for text in (constant.name, str(constant.type), value)]
 
     def _name(self, name: str, layer: str) -> int:
         """A tab stands for the layer; so one that begins a name is written twice."""
         if layer and name.startswith(layer) and name[len(layer) : len(layer) + 1] in ("", "/", ".", ":", ","):
-            return self.strings["\t" + name[len(layer) :]]
-        return self.strings["\t" * name.startswith("\t") + name]
+            return self.strings("\t" + name[len(layer) :])
+        return self.strings("\t" * name.startswith("\t") + name)
 
 
 def _layer(node: Node, to_a: dict[Node, Node]) -> str:
@@ -143,7 +147,7 @@ def _operands(node: Node, numbers: dict[Tensor | Constant, int]) -> list[int]:
 
 
 def _attribute(node: Node, name: str) -> str:
-    return _short(onnx.helper.printable_attribute(node.protos[name]))
+    return _short(str(onnx.helper.printable_attribute(node.protos[name])))
 
 
 def _short(text: str) -> str:
@@ -172,13 +176,14 @@ def _lineage(stage: Stage | None) -> list[Stage]:
 def _passes(step: Alignment, to_a: dict[Node, Node], before: Stage | None, after: Stage | None) -> list[dict[str, Any]]:
     """What each pass between the two stages did, in order.
 
-    inserted: nodes of B without a counterpart, counted at the first of these passes on their record; rewritten: nodes with one whose
-    record the pass added itself to. quantizers: its quantize nodes by symbol; dtypes: of the results of all these nodes.
+    inserted: nodes of B without a counterpart, counted at the first of these passes on their record; rewritten: nodes with one,
+    to whose record the pass added itself. quantizers: its quantize nodes by symbol; dtypes: of the results of all these.
     """
     if not before or not after:
         return []
     known = _lineage(before)
-    passes: dict[str, Pass] = {step.name: step for stage in _lineage(after) if stage not in known for step in stage.passes}
+    passes = {p.name: p.summary for stage in _lineage(after) if stage not in known for p in stage.passes}
+    passes["outputs"] = "copies that only name an output"  # no pass, but on record as one
     done: dict[str, dict[str, list[Node]]] = {name: {"inserted": [], "rewritten": []} for name in passes}
     for node in step.b.view.real:
         record = node.facts.get("pass", "").split(",")
@@ -187,15 +192,19 @@ def _passes(step: Alignment, to_a: dict[Node, Node], before: Stage | None, after
             for name in record:
                 if name in done and name not in earlier:
                     done[name]["rewritten"].append(node)
-        elif (name := next((name for name in record if name in done), "")):
+        elif name := next((name for name in record if name in done), ""):
             done[name]["inserted"].append(node)
     return [
-        {"name": name, "summary": passes[name].summary, "inserted": len(nodes["inserted"]), "rewritten": len(nodes["rewritten"])}
-        | {
+        {
+            "name": name,
+            "summary": passes[name],
+            "inserted": len(nodes["inserted"]),
+            "rewritten": len(nodes["rewritten"]),
             "quantizers": dict(Counter(SYMBOLS[n.facts["role"]][0] for n in _all(nodes) if "format" in n.facts)),
             "dtypes": _dtypes(_all(nodes)),
         }
         for name, nodes in done.items()
+        if name != "outputs" or nodes["inserted"]
     ]
 
 

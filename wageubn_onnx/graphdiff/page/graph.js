@@ -14,7 +14,7 @@ function nodesOf(stage, layer, direction) {
  */
 function graphOf(nodes, whole) {
   const inside = new Set(nodes);
-  const isHidden = (node) => !whole && PLUMBING.has(node.op) && !node.isQuantizer && node.operands[0] && !node.operands[0].isConstant;
+  const isHidden = (node) => !whole && PLUMBING.has(node.op) && !node.isQuantizer && node.operands.length > 0;
   const visible = nodes.filter((node) => !isHidden(node));
   if (!visible.length && nodes.length) return graphOf(nodes, true);
   const items = [], edges = new Map(), itemOf = new Map();
@@ -51,11 +51,11 @@ function graphOf(nodes, whole) {
       for (const user of result.users) {
         if (inside.has(user)) continue;
         const tensor = origin(result);
-        const from = tensor.isConstant ? null : itemOf.get(tensor.maker);
+        if (!tensor || tensor.isConstant || !itemOf.has(tensor.maker)) continue;
         const key = user.place ? `output ${user.index}` : `to ${user.layer} ${user.direction}`;
         const to = port(key, { role: "to", node: user, tensor, readers: new Set() });
         to.readers.add(user);
-        if (from) connect(from, to, tensor);
+        connect(itemOf.get(tensor.maker), to, tensor);
       }
     }
   }
@@ -74,14 +74,17 @@ function alike(nodes) {
   return [...groups.values()].flatMap((group) => (group.length < ALIKE ? group.map((node) => [node]) : [group]));
 }
 
-/** The two lines of text on an item. */
+/** What is written on an item: the first line in two parts, the second in one. */
 function labels(item) {
   const { node } = item;
-  if (item.kind === "port") return [portLabel(item), ""];
-  const many = item.nodes.length > 1 ? `${item.nodes.length} × ` : "";
-  const result = node.results.length ? node.results[0].type : "";
-  if (node.isQuantizer) return [`${symbolOf(node.path)}  ${node.op}`, node.results[0].type.startsWith("float") ? result : formatInWords(node.format)];
-  return [many + node.op + (node.op === "Identity" && node.path ? ` (${node.path})` : ""), result];
+  if (item.kind === "port") return { title: portLabel(item), more: "", sub: "" };
+  const result = (node.results.length ? node.results[0].type : "").replaceAll(", ", ",");
+  if (node.isQuantizer) {
+    const form = result.startsWith("float") ? `${node.bits} bits` : formatInWords(node.format);
+    return { title: symbolOf(node.path), more: form, sub: node.op };
+  }
+  const isSlot = node.op === "Identity" && node.path;
+  return { title: item.nodes.length > 1 ? `${item.nodes.length} × ${node.op}` : node.op, more: isSlot ? `for ${symbolOf(node.path)}` : "", sub: result };
 }
 
 function portLabel({ role, node, tensor, readers }) {

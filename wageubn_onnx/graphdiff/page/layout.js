@@ -2,7 +2,7 @@
 // places by least squares. The same graph is always drawn the same.
 
 const GAP = { rank: 30, item: 16, bend: 10, margin: 14 };
-const SWEEPS = 12;
+const SWEEPS = 24;
 
 /**
  * Give every item (width, height) its centre x, y, and every edge {from, to} (numbers of items) the points of its line.

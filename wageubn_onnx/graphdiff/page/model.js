@@ -79,6 +79,25 @@ function counterpart(node, stage) {
   return node;
 }
 
+/** Nodes of `stage` on the data path of `node` to which nothing corresponds in the node's own stage. */
+function replacements(node, stage) {
+  return stage.of(node.layer).filter((other) => other.path === node.path && !counterpart(other, node.stage));
+}
+
+const PRODUCT = /^(Conv|MatMul|Gemm)/;
+
+/** What a data path has one of: its quantizer (in float the Identity that keeps its place), its product. */
+const dutyOf = (node) => (node.isQuantizer || (node.op === "Identity" && node.path) ? "quantizer" : PRODUCT.test(node.op) ? "product" : "");
+
+/** The node of `stage` that does the duty of `node`, to which nothing corresponds; null where several do, or none. */
+function standIn(node, stage) {
+  const duty = dutyOf(node);
+  if (!duty || node.stage === stage || counterpart(node, stage)) return null;
+  const others = replacements(node, stage).filter((other) => dutyOf(other) === duty);
+  const rivals = others.length === 1 ? replacements(others[0], node.stage).filter((other) => dutyOf(other) === duty) : [];
+  return rivals.length === 1 ? others[0] : null;
+}
+
 const routes = new Map();
 
 /** The steps from one stage to another. Each stage is made of one other, so there is only one way. */
@@ -110,11 +129,11 @@ const meaningOf = (path) => (path ? DATA.paths[path][1] : "");
 /** `quantize-errors,lower-to-integers` as a reader wants it. */
 const passesInWords = (passes) => passes.split(",").join(", then ");
 
-/** `int8*2^-7` as a reader wants it. */
+/** `int8*2^-7` as a reader wants it; an exponent that is found at run time is e. */
 function formatInWords(format) {
   const [dtype, exponent] = format.split("*2^");
   if (exponent === undefined) return format;
-  if (exponent === "run-time") return `${dtype} · 2^e, e at run time`;
+  if (exponent === "run-time") return `${dtype} · 2ᵉ`;
   const raised = exponent.replace(/[-0-9]/g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]);
   return `${dtype} · 2${raised}`;
 }

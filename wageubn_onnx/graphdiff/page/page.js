@@ -64,7 +64,7 @@ function card(stage) {
   return h("section", { class: "card" }, h("h2", null, stage.name), h("p", null, stage.summary),
     h("dl", null, h("dt", null, "nodes"), h("dd", null, stage.count.toLocaleString("en")),
       h("dt", null, "quantize nodes"), h("dd", null, stage.quantizers.toLocaleString("en")),
-      h("dt", null, "results"), h("dd", null, dtypes.map(([dtype, n]) => h("div", null, `${dtype} ${percent(n / total)}`)))));
+      h("dt", null, "results"), h("dd", { class: "dtypes" }, dtypes.map(([dtype, n]) => [h("span", null, dtype), h("span", null, percent(n / total))]))));
 }
 
 const percent = (share) => (share > 0.9995 && share < 1 ? "> 99.9 %" : share >= 0.001 ? `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %` : "< 0.1 %");
@@ -77,7 +77,7 @@ function passTable(step) {
     const all = symbols.map(([symbol, n]) => `${symbol} ${n}`).join(", ");
     const isIdle = !pass.inserted && !pass.rewritten;
     return h("tr", { class: isIdle && "idle" },
-      h("th", { scope: "row" }, pass.name), h("td", null, pass.summary),
+      h("th", { scope: "row" }, pass.name), h("td", null, pass.summary.replaceAll("`", "")),
       h("td", { class: "number" }, pass.inserted ? pass.inserted.toLocaleString("en") : "–"),
       h("td", { class: "number" }, pass.rewritten ? pass.rewritten.toLocaleString("en") : "–"),
       h("td", { title: all }, symbols.length > 10 ? `${count(symbols.reduce((sum, [, n]) => sum + n, 0), "node")} of ${symbols.length} kinds` : all || "–"),
@@ -170,10 +170,13 @@ function layerView() {
       direction, h("small", null, ` ${sizes[0]} → ${sizes[1]}`));
   });
   const whole = h("label", { class: "whole" }, h("input", { type: "checkbox", checked: state.whole === "1", onchange: (e) => go({ whole: e.target.checked ? "1" : "" }) }),
-    "casts and reshapes");
+    "show casts and reshapes");
+  const zoom = h("span", { class: "zoom" }, h("button", { type: "button", "aria-label": "Smaller", onclick: () => rescale(1 / 1.25) }, "−"),
+    h("button", { type: "button", "aria-label": "Larger", onclick: () => rescale(1.25) }, "+"),
+    h("button", { type: "button", onclick: () => rescale(0) }, "Fit"));
   return h("section", { class: "layer" },
     h("header", null, h("h1", null, state.layer), h("p", null, [kindOf(layer), sources.length && sources.join() !== state.layer && `of source node ${sources.join("; ")}`].filter(Boolean).join(", "))),
-    h("div", { class: "bar" }, h("div", { class: "tabs", role: "tablist", "aria-label": "Direction" }, tabs), whole),
+    h("div", { class: "bar" }, h("div", { class: "tabs", role: "tablist", "aria-label": "Direction" }, tabs), h("span", { class: "tools" }, whole, zoom)),
     h("div", { class: "panes" }, panes.map((p) => p.element)),
     legend(panes), pathTable(stages, layer), details);
 }
@@ -182,7 +185,7 @@ function pane(stage, other, layer, side) {
   const graph = graphOf(nodesOf(stage, layer, state.direction), state.whole === "1");
   const made = { stage, other, side, ...graph, itemOf: new Map() };
   for (const item of graph.items) for (const node of item.nodes) made.itemOf.set(node, item);
-  const status = (node) => (stage === other || counterpart(node, other) ? "" : side === "a" ? "−" : "+");
+  const status = (node) => (stage === other || counterpart(node, other) ? "" : standIn(node, other) ? "≈" : side === "a" ? "−" : "+");
   made.svg = graph.items.some((item) => item.kind === "node") && svgOf(graph, status, {
     enter: (item) => highlight(made, item), leave: () => highlight(null), choose: (item) => choose(item),
   });
@@ -192,11 +195,23 @@ function pane(stage, other, layer, side) {
   }
   const options = STAGES.map((s) => h("option", { value: s.number, selected: s === stage }, s.name));
   const select = h("select", { id: `stage-${side}`, "aria-label": `Stage ${side.toUpperCase()}`, onchange: (e) => go({ [side]: e.target.value, node: "" }) }, options);
-  const hidden = graph.hidden ? `, ${count(graph.hidden, "cast and reshape").replace("reshapes", "reshapes").replace(/^(\S+) cast and reshapes?$/, "$1 casts and reshapes")} hidden` : "";
+  const hidden = graph.hidden ? `; hidden: ${graph.hidden} ${graph.hidden === 1 ? "cast or reshape" : "casts and reshapes"}` : "";
   const nodes = nodesOf(stage, layer, state.direction).length;
   made.element = h("figure", { class: "pane" }, h("figcaption", null, select, h("span", null, `${count(nodes, "node")}${hidden}`)),
     h("div", { class: "canvas" }, made.svg || h("p", { class: "nothing" }, `${stage.name} has nothing here.`)));
   return made;
+}
+
+const SCALES = { least: 0.4, fit: 0.72, greatest: 2 }; // fit: below that texts are too small to read
+
+/** Make both drawings larger or smaller by a factor; 0: to the width of their panes. */
+function rescale(factor) {
+  for (const { svg, element } of panes) {
+    if (!svg) continue;
+    const room = element.querySelector(".canvas").clientWidth / svg.size.width;
+    const wanted = factor ? svg.factor * factor : Math.max(SCALES.fit, Math.min(1, room));
+    scale(svg, Math.min(SCALES.greatest, Math.max(SCALES.least, wanted)));
+  }
 }
 
 /** What `item` touches, and its counterparts; nothing for null. */
@@ -206,13 +221,13 @@ function highlight(where, item) {
   item.drawn.classList.add("hot");
   const number = where.items.indexOf(item);
   for (const edge of where.edges) if (edge.from === number || edge.to === number) edge.drawn.classList.add("near");
-  for (const twin of twins(where, item)) twin.drawn.classList.add("hot");
-}
-
-/** The items of the other pane that correspond. */
-function twins(where, item) {
   const there = panes.find((p) => p !== where);
-  return new Set(item.nodes.map((node) => there.itemOf.get(counterpart(node, there.stage))).filter((twin) => twin && twin.drawn));
+  for (const node of item.nodes) {
+    const twin = counterpart(node, there.stage) || standIn(node, there.stage);
+    const drawn = (nodes) => nodes.map((n) => there.itemOf.get(n)?.drawn).filter(Boolean);
+    if (twin) for (const box of drawn([twin])) box.classList.add("hot");
+    else for (const box of drawn(replacements(node, there.stage))) box.classList.add("near");
+  }
 }
 
 function choose(item) {
@@ -254,7 +269,7 @@ function legend(shown) {
   const word = (family) => (FAMILIES.find(([name]) => name === family) || [0, "other"])[1];
   return h("p", { class: "legend" }, [...families].map(([family, symbols]) => h("span", null, h("i", { "data-family": family }), word(family),
     h("small", null, [...symbols].filter(Boolean).sort().join(" ")))),
-    h("span", null, h("b", null, "+"), "inserted"), h("span", null, h("b", null, "−"), "gone"),
+    h("span", null, h("b", null, "+"), "inserted"), h("span", null, h("b", null, "−"), "gone"), h("span", null, h("b", null, "≈"), "replaced, one for one"),
     h("span", null, h("i", { class: "dash" }), "scalar, such as an exponent"));
 }
 
@@ -310,7 +325,8 @@ function select(node) {
 
 function showDetails(node, here) {
   const there = panes.find((p) => p !== here);
-  const twin = here.stage === there.stage ? node : counterpart(node, there.stage);
+  const substitute = standIn(node, there.stage);
+  const twin = counterpart(node, there.stage) || substitute;
   const [a, b] = here.side === "a" ? [node, twin] : [twin, node];
   for (const p of panes) for (const drawn of p.svg ? p.svg.querySelectorAll(".chosen") : []) drawn.classList.remove("chosen");
   const show = (p, n) => {
@@ -319,36 +335,42 @@ function showDetails(node, here) {
     item.drawn.classList.add("chosen");
     bringIntoView(p.element.querySelector(".canvas"), item);
   };
-  show(panes[0], a);
-  show(panes[1], b);
   const rows = FACTS.map(([title, fact]) => {
     const cells = [a, b].map((n) => (n ? [fact(n)].flat() : []));
     if (!cells[0].length && !cells[1].length) return null;
     const differs = a && b && String(plain(cells[0])) !== String(plain(cells[1]));
     return h("tr", { class: differs && "differs" }, h("th", { scope: "row" }, title), cells.map((cell) => h("td", null, cell.map((part) => h("div", null, part)))));
   });
-  const head = (p, n) => h("th", { scope: "col" }, h("span", { class: "stage" }, p.stage.name), n ? n.name || n.op : why(node, p));
+  const head = (p, n) => h("th", { scope: "col" }, h("span", { class: "stage" }, p.stage.name, substitute && p === there && (p.side === "a" ? ", replaced" : ", in its place")), n ? n.name || n.op : why(node, p));
   details.replaceChildren(h("button", { class: "close", type: "button", "aria-label": "Close the details (Escape)", onclick: closeDetails }, "×"),
     h("table", null, h("thead", null, h("tr", null, h("td"), head(panes[0], a), head(panes[1], b))), h("tbody", null, rows)));
   details.hidden = false;
   document.body.classList.add("with-details");
+  show(panes[0], a);
+  show(panes[1], b);
 }
 
 const plain = (parts) => parts.map((part) => (part instanceof Node ? part.textContent : part));
 
-/** Why a stage has no counterpart. */
-const why = (node, p) => (p.side === "a" ? `no counterpart: inserted by ${passesInWords(node.passes) || "hand"}` : "no counterpart: gone, or replaced by other nodes");
+/** What a pane says of a node of the other one that corresponds to nothing here. */
+function why(node, p) {
+  const others = replacements(node, p.stage);
+  const links = others.slice(0, MOST).map((other) => h("div", null, nodeLink(other), ` ${other.op}`));
+  const isNew = p.side === "a";
+  return h("span", { class: "instead" }, isNew ? `inserted by ${passesInWords(node.passes) || "hand"}` : "gone",
+    others.length > 0 && (isNew ? ", in the place of" : "; in its place:"), links, others.length > MOST && `and ${others.length - MOST} more`);
+}
 
 const FACTS = [
   ["operator", (n) => (n.op ? [n.op] : [])],
   ["data path", (n) => (n.path ? [h("span", null, chip(n.path), ` ${n.path}: ${meaningOf(n.path) || "no quantizer stands on it"}, ${n.direction}`)] : [])],
-  ["format", (n) => (n.format ? [`${formatInWords(n.format)}, ${n.bits} bits`] : [])],
+  ["format", (n) => (n.format ? [`${formatInWords(n.format)}, ${n.bits} bits${n.format.endsWith("run-time") ? ", e found at run time" : ""}`] : [])],
   ["result", (n) => n.results.map((r) => `${r.type || "of no declared type"}  ${r.name}`)],
   ["made by", (n) => (n.passes ? [passesInWords(n.passes)] : [])],
   ["source node", (n) => (n.source ? [n.source] : [])],
-  ["attributes", (n) => n.attributes],
   ["reads", (n) => n.operands.map((t) => (t === null ? "nothing" : t.isConstant ? `constant ${t.value || t.type}${t.value ? `, ${t.type}` : ""}` : nodeLink(t.maker, t.name)))],
   ["read by", (n) => [...new Set(n.results.flatMap((r) => r.users))].map((user) => nodeLink(user))],
+  ["attributes", (n) => (n.attributes.length ? [n.attributes.join("; ")] : [])],
 ];
 
 function closeDetails() {
@@ -361,10 +383,8 @@ function closeDetails() {
 
 /** Scroll the canvas, not the page. */
 function bringIntoView(canvas, item) {
-  const left = item.x - canvas.clientWidth / 2, top = item.y - canvas.clientHeight / 2;
-  const isSeen = Math.abs(item.x - canvas.scrollLeft - canvas.clientWidth / 2) < canvas.clientWidth / 2 - 30 &&
-    Math.abs(item.y - canvas.scrollTop - canvas.clientHeight / 2) < canvas.clientHeight / 2 - 30;
-  if (!isSeen) canvas.scrollTo({ left, top });
+  const { factor } = item.drawn.ownerSVGElement;
+  canvas.scrollTo({ left: item.x * factor - canvas.clientWidth / 2, top: item.y * factor - canvas.clientHeight / 2 });
 }
 
 // -- the whole ------------------------------------------------------------------------------------------------------------
@@ -389,6 +409,7 @@ function render() {
   const header = h("header", { class: "top" }, h("h1", null, DATA.title), h("nav", null, tab("pipeline", "Pipeline"), tab("layers", "Layers")), themeSwitch());
   document.body.replaceChildren(header, state.view === "pipeline" ? pipelineView() : layersView());
   if (state.view !== "layers") return;
+  rescale(0);
   for (const p of panes) center(p);
   listed.scrollTop = scrolled;
   listed.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
