@@ -1,6 +1,6 @@
 """wageubn-onnx: from a trained FP32 ResNet as ONNX to a training step in integers only.
 
-The Python interface: `convert`, `Config`, `Artifacts`, `audit`, `TrainingSession`, `FloatSession`, `WageubnError`.
+The Python interface: `convert`, `Config`, `Artifacts`, `audit`, `diff`, `TrainingSession`, `FloatSession`, `WageubnError`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from wageubn_onnx.artifacts import Artifacts
     from wageubn_onnx.config import Config
     from wageubn_onnx.errors import WageubnError
+    from wageubn_onnx.graphdiff import diff
     from wageubn_onnx.pipeline import convert
     from wageubn_onnx.proofs.audit import audit
     from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 
 __version__ = "0.1.0"
-__all__ = ["Artifacts", "Config", "FloatSession", "TrainingSession", "WageubnError", "audit", "convert"]
+__all__ = ["Artifacts", "Config", "FloatSession", "TrainingSession", "WageubnError", "audit", "convert", "diff"]
 
 _HOMES = {
     "Artifacts": "artifacts",
@@ -27,6 +28,7 @@ _HOMES = {
     "WageubnError": "errors",
     "audit": "proofs.audit",
     "convert": "pipeline",
+    "diff": "graphdiff",
 }
 
 

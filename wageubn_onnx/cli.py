@@ -411,6 +411,43 @@ def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | N
         click.echo(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
 
 
+@cli.command(epilog=_example("wageubn-onnx diff r20/fp_training.onnx r20/int_training.onnx --only layer3 --path E2"))
+@click.argument("a", metavar="A_OR_DIR", type=PATH)
+@click.argument("b", metavar="[B]", type=PATH, required=False)
+@click.option(
+    "--only", default="", metavar="PATTERN", help="What belongs to these layers: a name with * and ?, or what it begins with."
+)
+@click.option("--path", "data_path", default="", metavar="PATTERN", help="What belongs to these data paths: E2, W, BN, ...")
+@click.option("--summary", is_flag=True, help="Print totals only.")
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path | None, only: str, data_path: str, summary: bool, as_json: bool) -> None:
+    """Say what differs between two ONNX files, whatever their nodes are called and however they are ordered.
+
+    Two stages of the pipeline are compared by layer and data path. Of an artifact folder DIR, every stage is compared with the
+    one that it is made of. Exits with 0 where the files are the same, with 1 where they differ.
+    """
+    from wageubn_onnx.graphdiff import diff as run
+    from wageubn_onnx.graphdiff import diff_folder
+    from wageubn_onnx.graphdiff.report import print_diff
+
+    if a.is_dir() != (b is None):
+        raise click.UsageError("give two ONNX files, or one artifact folder", ctx)
+    with _working("comparing"):
+        found = [step.only(only, data_path) for step in (diff_folder(a) if b is None else [run(a, b)])]
+    if all(step.is_empty for step in found):
+        raise WageubnError(
+            f"no node belongs to layer {only or 'any'!r} and data path {data_path or 'any'!r}; give other patterns"
+        )
+    if as_json:
+        reports = [step.to_json() for step in found]
+        _print_json(reports[0] if b else {"schema": reports[0]["schema"], "same": all(s.same for s in found), "steps": reports})
+    else:
+        for step in found:
+            print_diff(step, summary)
+    ctx.exit(0 if all(step.same for step in found) else 1)
+
+
 @cli.command(epilog=_example("wageubn-onnx passes"))
 @json_option
 def passes(as_json: bool) -> None:
@@ -547,6 +584,38 @@ def bench_convert(models: tuple[Path, ...], rounds: int, batch: int, training_py
     else:
         for result in results:
             _print_convert(result)
+
+
+@bench.command("diff", epilog=_example("wageubn-onnx bench diff --python other/bin/python --report docs/diff.md"))
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=PATH)
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    type=PATH,
+    metavar="PYTHON",
+    help="Interpreter of an environment with tools that are not installed here; may be given again.",
+)
+@click.option("--limit", default=60.0, show_default=True, help="Seconds for one comparison.")
+@click.option("--report", type=PATH, metavar="FILE", help="Rewrite the generated part of docs/diff.md.")
+@json_option
+def bench_diff(models: tuple[Path, ...], pythons: tuple[Path, ...], limit: float, report: Path | None, as_json: bool) -> None:
+    """Compare what `diff`, onnxdiffer, diffonnx and onnxsim say of the same pairs of files.
+
+    Of the first MODEL: copies with one thing changed. Of each: its training step in float and in integers. Without MODEL it takes
+    ResNet-18 and 50 of a checkout's models/resnet.py, untrained.
+    """
+    from wageubn_onnx.runtime.bench_diff import bench_diff as run
+    from wageubn_onnx.runtime.bench_diff import markdown, write_report
+
+    with _working("comparing"):
+        result = run(models, pythons, limit)
+    if report:
+        write_report(report, result)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        click.echo(markdown(result))
 
 
 @bench.command("accuracy", epilog=_example("wageubn-onnx bench accuracy fashion --data fashion.npz --jobs 2"))

@@ -15,7 +15,17 @@ from click.testing import CliRunner, Result
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 
-COMMANDS = [["convert"], ["audit"], ["train"], ["eval"], ["passes"], ["bench", "step"], ["bench", "convert"]]
+COMMANDS = [
+    ["convert"],
+    ["audit"],
+    ["train"],
+    ["eval"],
+    ["diff"],
+    ["passes"],
+    ["bench", "step"],
+    ["bench", "convert"],
+    ["bench", "diff"],
+]
 
 
 def run(*args: str | Path) -> Result:

@@ -84,13 +84,13 @@ def bench_convert(
         return [_measured(file, kinds, rounds, batch, training_python, Path(scratch)) for file in files]
 
 
-def built(folder: Path) -> list[Path]:
-    """The default models, made by this checkout's models/resnet.py."""
+def built(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The default models, or those of these names, made by this checkout's models/resnet.py."""
     module = checkout.models_module("resnet")
     files = []
-    for name, options in BUILT.items():
+    for name in names or BUILT:
         architecture = module.Architecture(
-            widths=(64, 128, 256, 512), classes=1000, image=(3, 224, 224), large_stem=True, **options
+            widths=(64, 128, 256, 512), classes=1000, image=(3, 224, 224), large_stem=True, **BUILT[name]
         )
         files.append(folder / f"{name}.onnx")
         files[-1].write_bytes(module.build(architecture).SerializeToString(deterministic=True))
