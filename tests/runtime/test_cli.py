@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 
-COMMANDS = [["convert"], ["audit"], ["train"], ["eval"], ["passes"], ["bench", "step"], ["bench", "convert"]]
+COMMANDS = [["convert"], ["audit"], ["inspect"], ["train"], ["eval"], ["passes"], ["bench", "step"], ["bench", "convert"]]
 
 
 def run(*args: str | Path) -> Result:
