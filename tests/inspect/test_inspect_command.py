@@ -12,7 +12,7 @@ from wageubn_onnx.cli import cli
 
 
 def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(cli, ["inspect", *map(str, args)])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["inspect", *map(str, args)])
 
 
 def test_tables(tiny_folder: Path) -> None:
