@@ -1,8 +1,9 @@
 """The accuracy experiments, as a table. `accuracy` runs them, `accuracy_report` tells what came of them.
 
 An arm is a profile (its name or TOML file) trained by the integer step, ``fp32``, or ``quant:PROFILE``, the same formats
-simulated in float; ``quant:PROFILE-PATH-...`` leaves some data paths in float. Rates are tuned on part of the training
-images, tested on others, an arm by itself or for several; every seed then trains at the best. A seed decides initial weights, order and stochastic rounding.
+simulated in float; ``quant:PROFILE-PATH-...`` leaves some data paths in float. Rates are tuned on part of the training images,
+tested on others, an arm by itself or for several; every seed then trains at the best. A seed decides initial weights, order and
+stochastic rounding.
 """
 
 from __future__ import annotations
