@@ -1,40 +1,64 @@
-"""What onnxruntime 1.17 has integer kernels for, on any x86: a check, since the integer stages keep to it by themselves."""
+"""Integer kernels that onnxruntime 1.17 has too, on any x86: arithmetic in int32 and int64, narrow integers only stored."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import onnx
 
 from wageubn_onnx.errors import WageubnError
 
 T = onnx.TensorProto
-NARROW = (T.INT8, T.INT16, T.UINT16)
+WIDER: dict[int, int] = {T.INT8: T.INT32, T.INT16: T.INT32, T.UINT8: T.INT32, T.UINT16: T.INT32, T.UINT32: T.INT64}
 COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-ARITHMETIC = ("Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub", *COMPARISONS)
-# (operator, dtype of its first operand that is no condition): not implemented in 1.17
-MISSING = frozenset(
-    [
-        *((op, t) for op in ARITHMETIC for t in (*NARROW, T.UINT32)),
-        *((op, T.UINT8) for op in ("Add", "Mul", "Sub", *COMPARISONS)),
-        *(("Where", t) for t in NARROW),
-        *(("ReduceSum", t) for t in (*NARROW, T.UINT8)),
-        ("ConvInteger", T.INT8),
-        ("MatMulInteger", T.INT8),
-        ("Pad", T.INT16),
-    ]
-)
+ELEMENTWISE = ("Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub", "Where", "ReduceSum", *COMPARISONS)
+IN_OLD_RELEASES = frozenset([("Where", T.UINT8), ("Max", T.UINT32), ("Min", T.UINT32)])  # kernels that it has all the same
+PRODUCTS = {"ConvInteger": [(T.UINT8, T.UINT8)], "MatMulInteger": [(T.UINT8, T.UINT8), (T.UINT8, T.INT8)]}
 
 
-def require_portable(model: onnx.ModelProto, name: str) -> None:
-    """Raise WageubnError, naming the first node of the inlined ``model`` that 1.17 cannot run."""
-    graph = model.graph
+def portable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same integers, each operator on a dtype for which 1.17 has a kernel; ``model`` is tidy, and stays as it is.
+
+    Nothing overflows in the narrow type, so that the wider one gives the same number. Raises WageubnError, naming the node, for a
+    product of dtypes that 1.17 does not multiply.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
     dtypes = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
     dtypes |= {t.name: t.data_type for t in graph.initializer}
-    for node in graph.node:
-        operands = [dtypes.get(i, 0) for i in node.input if i and dtypes.get(i) != T.BOOL]
-        first = operands[0] if operands else 0
-        narrow_weights = node.op_type == "ConvInteger" and T.INT8 in operands
-        if (node.op_type, first) in MISSING or narrow_weights:
-            raise WageubnError(
-                f"{name}: node {node.name!r}: onnxruntime 1.17 has no {node.op_type} for {T.DataType.Name(first)}; "
-                "leave out --portable"
-            )
+    nodes = [made for node in graph.node for made in _widened(node, dtypes)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return result
+
+
+def _widened(node: onnx.NodeProto, dtypes: dict[str, int]) -> Iterator[onnx.NodeProto]:
+    operands = [dtypes[name] for name in node.input if name]
+    if node.op_type in PRODUCTS and tuple(operands[:2]) not in PRODUCTS[node.op_type]:
+        names = " by ".join(T.DataType.Name(dtype) for dtype in operands[:2])
+        raise WageubnError(f"node {node.name!r}: onnxruntime 1.17 has no {node.op_type} of {names}; leave out --portable")
+    narrow = next((dtype for dtype in operands if dtype in WIDER), None)
+    old = node.op_type in ELEMENTWISE or (node.op_type, narrow) == ("Pad", T.INT16)
+    if narrow is None or not old or (node.op_type, narrow) in IN_OLD_RELEASES:
+        yield node
+        return
+    wide = WIDER[narrow]
+    for position, name in enumerate(node.input):
+        if name and dtypes[name] == narrow:
+            node.input[position] = f"{node.output[0]}/operand{position}"
+            yield _cast(node, name, node.input[position], wide)
+    if dtypes[node.output[0]] != narrow:  # a condition
+        yield node
+        return
+    output = node.output[0]
+    node.output[0] = f"{output}/wide"
+    yield node
+    yield _cast(node, node.output[0], output, narrow)
+
+
+def _cast(beside: onnx.NodeProto, source: str, target: str, dtype: int) -> onnx.NodeProto:
+    """With the provenance of the node that it serves."""
+    cast = onnx.helper.make_node("Cast", [source], [target], target, to=dtype)
+    cast.metadata_props.extend(beside.metadata_props)
+    return cast

@@ -22,7 +22,7 @@ from wageubn_onnx.export.export import export
 from wageubn_onnx.export.table import TARGETS
 from wageubn_onnx.export.verify import Row, verify
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.portable import require_portable
+from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.runtime.session import TrainingSession
@@ -82,15 +82,27 @@ def test_tidy_leaves_fewer_nodes_and_integers_alone(tiny_artifacts: Artifacts) -
     assert not [f for f in audit_model(made).findings if f.kind == "dtype"]
 
 
-def test_portable_names_what_an_old_release_lacks(tiny_artifacts: Artifacts) -> None:
+def test_portable_computes_the_same_with_old_kernels(folder: Path, tiny_artifacts: Artifacts, tmp_path: Path) -> None:
+    out = export(folder, "onnxruntime", tmp_path / "out", portable=True)
+    made = onnx.shape_inference.infer_shapes(onnx.load(out / ort.STEP), strict_mode=True)
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*made.graph.input, *made.graph.output, *made.graph.value_info)}
+    dtypes |= {t.name: t.data_type for t in made.graph.initializer}
+    wide = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
+    assert {dtypes[n.input[0]] for n in made.graph.node if n.op_type in ("Add", "Mul", "Greater", "Equal", "Max", "Clip")} <= wide
+    bundle = Bundle.of(folder)
+    feeds = verifying._inputs(bundle, 2, 0)
+    given = [run.steps(bundle.state, feeds) for run in (*ort.runners(out)[:1], verifying.Evaluator("interpreter", bundle))]
+    for found, expected in zip(*given, strict=True):
+        assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_product_that_old_releases_lack_is_named(tiny_artifacts: Artifacts) -> None:
     made = tidy(inline(tiny_artifacts.files["int_training"]))
-    require_portable(made, "step.onnx")
-    narrow = onnx.TensorProto.INT8
-    node = next(n for n in made.graph.node if n.op_type == "Add")
-    value = next(v for v in (*made.graph.value_info, *made.graph.input) if v.name == node.input[0])
-    value.type.tensor_type.elem_type = narrow
-    with pytest.raises(WageubnError, match=r"step.onnx: node .*1.17 has no Add for INT8"):
-        require_portable(made, "step.onnx")
+    node = next(n for n in made.graph.node if n.op_type == "ConvInteger")
+    value = next(v for v in made.graph.value_info if v.name == node.input[1])
+    value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    with pytest.raises(WageubnError, match=r"node .*1.17 has no ConvInteger of UINT8 by INT8"):
+        portable(made)
 
 
 def test_the_example_trains_and_its_state_comes_back(folder: Path, tmp_path: Path) -> None:
@@ -149,7 +161,7 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path, tmp_path: Path, tiny_ar
     with pytest.raises(WageubnError, match="target nothing: unknown"):
         list(verify(folder, ["nothing"]))
     bundle = Bundle.of(folder)
-    key = next(iter(bundle.state))
+    key = bundle.manifest["state"][0]["key"]
     with pytest.raises(WageubnError, match=f"state '{key}' is missing"):
         replace(bundle, state={}).check_state()
     assert not (tmp_path / "out").exists()

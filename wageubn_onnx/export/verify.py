@@ -76,8 +76,8 @@ def verify(
     """Yield a `Row` for every way of running the folder's step on ``targets`` (none: all, and both evaluators).
 
     Images, labels and the seed of the roundings are drawn from ``seed``; the gradient range changes halfway. pythons: of further
-    environments with an onnxruntime of their own. locate: look for the node where a difference begins. Raises WageubnError for
-    an unknown target, one that was asked for and is unavailable, and a folder that is incomplete.
+    environments, whose onnxruntime runs the portable form. locate: look for the node where a difference begins. Raises
+    WageubnError for an unknown target, one that was asked for and is unavailable, and a folder that is incomplete.
     """
     bundle = Bundle.of(folder)
     asked = set(targets)
@@ -107,9 +107,14 @@ def verify(
             exported = Path(scratch) / target.name
             exported.mkdir()
             write(target, bundle, exported, {})
-            others = [runner for python in pythons for runner in ort.in_python(python, exported)] if target is ort.TARGET else []
-            for runner in (*target.runners(exported), *others):
+            for runner in target.runners(exported):
                 yield _compared(target.name, runner, reference, bundle, feeds, expected, target if locate else None)
+        if pythons:
+            exported = Path(scratch) / "portable"
+            exported.mkdir()
+            write(ort.TARGET, bundle, exported, {"portable": True})
+            for runner in (runner for python in pythons for runner in ort.in_python(python, exported)):
+                yield _compared("onnxruntime --portable", runner, reference, bundle, feeds, expected, None)
 
 
 @dataclass(frozen=True)
@@ -236,13 +241,13 @@ def _first_node(bundle: Bundle, state: dict[str, Array], fed: Tensors, target: T
 
 
 def _portions(model: onnx.ModelProto) -> Iterator[list[str]]:
-    """The results of the nodes, in order, in portions of at most `BYTES`; conditions are left out."""
+    """The results of the nodes, in order, in portions of at most `BYTES`."""
     types = {v.name: v.type.tensor_type for v in (*model.graph.value_info, *model.graph.output)}
     names, size = list[str](), 0
     for node in model.graph.node:
         for name in node.output:
             declared = types.get(name)
-            if declared is None or declared.elem_type == onnx.TensorProto.BOOL or node.op_type == "Constant":
+            if declared is None or node.op_type == "Constant":
                 continue
             count = np.prod([d.dim_value for d in declared.shape.dim], dtype=np.int64)
             bytes_ = int(count) * onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type).itemsize

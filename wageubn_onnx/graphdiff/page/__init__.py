@@ -1,7 +1,7 @@
 """The page: models that were aligned, as one HTML file to look at, which needs no network and no other file.
 
 `collect` takes what is shown out of the models, as compact JSON; the files beside it draw that in a browser: `model.js` decodes
-it, `graph.js` picks what to draw of a layer, `layout.js` says where, `draw.js` draws, `page.js` puts the rest around it.
+it, `graph.js` picks what to draw of a layer, `layout.js` says where, `draw.js` draws; the others are the parts of the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from importlib.resources import files
 
 from wageubn_onnx.graphdiff.page.collect import Collector
 
-SCRIPTS = ("model.js", "graph.js", "layout.js", "draw.js", "page.js")
+GRAPHS = ("model.js", "graph.js", "layout.js", "draw.js")
+SCRIPTS = (*GRAPHS, "state.js", "pipeline.js", "layers.js", "pair.js", "details.js", "page.js")
 
 
 def render(found: Collector, title: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -89,7 +90,7 @@ class Collector:
                 numbers[result] = len(numbers)
         stage = stage_named(read.graph.stage)
         self.stages[read.graph.file] = {
-            "name": read.graph.stage or read.graph.file,
+            "name": read.graph.stage or Path(read.graph.file).name,
             "summary": stage.summary if stage else "",
             "count": len(read.view.real),
             "quantizers": sum("format" in node.facts for node in read.view.real),
