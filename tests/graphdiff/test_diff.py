@@ -55,6 +55,16 @@ def test_what_may_be_left_out(a: str, b: str) -> None:
     assert diff(graph(frame % a), graph(frame % b)).same
 
 
+def test_windows_have_what_they_are_not_told() -> None:
+    """Exporters write out strides, dilations and pads, or not; where they are not 1, 1 and 0, they count."""
+    frame = "agraph (float[1,1,4,4] x) => (float[1,1,?,?] y) { y = MaxPool%s(x) }"
+    bare, told = "<kernel_shape = [2,2]>", "<kernel_shape = [2,2], strides = [1,1], dilations = [1,1], pads = [0,0,0,0]>"
+    assert diff(graph(frame % bare), graph(frame % told)).same
+    padded = told.replace("pads = [0,0,0,0]", "pads = [1,0,1,0]")
+    found = diff(graph(frame % bare), graph(frame % padded))
+    assert [d.what for d in found.differences if d.kind == "attribute"] == ["pads"]
+
+
 def test_one_initializer_or_two_of_the_same_values() -> None:
     shared = "agraph (float[2] x) => (float[2] y) <float[1] w = {2.0}> { t = Mul(x, w)  y = Add(t, w) }"
     apart = "agraph (float[2] x) => (float[2] y) <float[1] w = {2.0}, float[1] v = {2.0}> { t = Mul(x, w)  y = Add(t, v) }"

@@ -276,10 +276,11 @@ class _Reader:
 
     def attributes(self, node: Node, proto: onnx.NodeProto, known: Mapping[str, Tensor | Constant]) -> None:
         defaults, keys = _defaults(proto.op_type, plain(proto.domain), self.opsets.get(plain(proto.domain), 0))
-        node.protos = defaults | {a.name: a for a in proto.attribute}
-        node.attributes, node.given = dict(keys), frozenset(a.name for a in proto.attribute)
+        said = [a for a in proto.attribute if not _is_implied(a, proto)]
+        node.protos = defaults | {a.name: a for a in said}
+        node.attributes, node.given = dict(keys), frozenset(a.name for a in said)
         read = len(node.operands)
-        for attribute in sorted(proto.attribute, key=lambda a: a.name):
+        for attribute in sorted(said, key=lambda a: a.name):
             name = attribute.name
             graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
             if not graphs or attribute.ref_attr_name:
@@ -363,6 +364,16 @@ def _constant(proto: onnx.NodeProto) -> Any:
         return value
     kind = {"f": np.float32, "i": np.int64, "s": object}[attribute.name.removeprefix("value_")[0]]
     return numpy_helper.from_array(np.asarray(value, kind))
+
+
+IMPLIED = {"strides": 1, "dilations": 1, "pads": 0}  # along every axis, whose number no schema can know
+WINDOWS = ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool")
+
+
+def _is_implied(attribute: AttributeProto, node: onnx.NodeProto) -> bool:
+    """Whether a window would have it without being told."""
+    implied = node.op_type in WINDOWS and not plain(node.domain) and attribute.name in IMPLIED and not attribute.ref_attr_name
+    return implied and all(i == IMPLIED[attribute.name] for i in attribute.ints)
 
 
 @cache
