@@ -440,14 +440,19 @@ def passes(as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=PATH, metavar="OUT", help="The folder to write.")
 @click.option("--state", type=PATH, help="Begin with this trained state instead of the folder's initial one.")
 @click.option("--portable", is_flag=True, help="onnxruntime: refuse what release 1.17 has no kernel for.")
+@click.option("--form", help="inference: qoperator (onnxruntime) or qdq (onnxruntime, OpenVINO) [default: qoperator].")
+@click.option("--source", type=PATH, help="fp32: the ONNX file that was converted, to write the trained parameters into.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
 def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
-    """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there."""
+    """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there.
+
+    Targets inference and fp32 write the network alone, with the trained state: in 8 bits, or back in FP32.
+    """
     from wageubn_onnx.export.export import export as run
 
     with _working(f"exporting {folder} for {target}"):
         run(folder, target, out, state, **{name: value for name, value in options.items() if value})
-    click.echo(f"{out}: written; its README.md says how to train from it")
+    click.echo(f"{out}: written; its README.md says how to use it")
 
 
 @cli.command(epilog=_example("wageubn-onnx verify r20 --steps 10 --targets onnxruntime,interpreter"))
