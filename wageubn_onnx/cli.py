@@ -251,7 +251,8 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
     models = [path]
     if path.is_dir():
         folder = ArtifactFolder(path)
-        models = [folder.model("step"), folder.model("eval")]
+        sections = ("step", "eval") if folder.manifest.get("step") else ("eval",)  # an export may be of inference alone
+        models = [folder.model(section) for section in sections]
     reports = []
     for model in models:
         with _working(f"auditing {model}"), _reading(model):
@@ -263,6 +264,7 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 "model": str(model),
                 "ok": report.ok,
                 "coverage": report.coverage,
+                "float_parameters": report.float_parameters,
                 "findings": [{"kind": f.kind, "where": f.where, "message": f.message} for f in report.findings],
             }
             | ({"proof": _proof_json(report.proof, every)} if ranges and report.proof else {})
@@ -276,6 +278,8 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
             for name, value in report.coverage.items():
                 click.echo(f"  {name}: {value}")
+            if report.float_parameters:
+                click.echo(f"  powers of two, scales of QLinear operators: {', '.join(report.float_parameters)}")
             if ranges:
                 _print_ranges(report.proof, every)
     ctx.exit(0 if passed else 1)

@@ -62,10 +62,10 @@ class Layer:
 
 @dataclass
 class Int8Network:
-    """layers in order; of every activation its exponent, and in ``unsigned`` those in 0..127; fused: outputs that a ReLU alone reads.
+    """layers in order; the exponent of every activation; ``unsigned``: those in 0..127; fused: those that a ReLU alone reads.
 
-    forward: for names, shapes and what is neither layer nor weight. greatest: the greatest magnitude that a sum of products with its
-    bias can have.
+    forward: for names, shapes and what is neither layer nor weight. greatest: the greatest magnitude that a sum of products can
+    have, its bias included.
     """
 
     forward: onnx.ModelProto
@@ -77,11 +77,13 @@ class Int8Network:
 
     @property
     def images(self) -> onnx.ValueInfoProto:
-        return self.forward.graph.input[0]
+        value: onnx.ValueInfoProto = self.forward.graph.input[0]
+        return value
 
     @property
     def logits(self) -> onnx.ValueInfoProto:
-        return self.forward.graph.output[0]
+        value: onnx.ValueInfoProto = self.forward.graph.output[0]
+        return value
 
     @property
     def is_exact(self) -> bool:
@@ -90,7 +92,7 @@ class Int8Network:
 
 
 def quantize(forward: onnx.ModelProto, parameters: Mapping[str, Array], quantizers: Iterable[Mapping[str, Any]]) -> Int8Network:
-    """``forward`` with these float64 ``parameters`` by name, on the grids of the step's ``quantizers`` (as the manifest lists them).
+    """``forward`` with these float64 ``parameters`` by name, on the grids of the ``quantizers`` that the manifest lists.
 
     Where the step has no 8-bit grid, on one that follows: of 16 bits the upper 8, of a BN's output what holds beta and 6 gamma.
     """
@@ -187,5 +189,5 @@ def _quantize_product(layer: Layer, network: Int8Network) -> None:
 def _least_exponent(values: Array, greatest: float = GREATEST) -> Array:
     """The least e for which round(|value| / 2^e) <= greatest; that of a tiny value, or of 0, is not below -64."""
     magnitudes = np.maximum(np.abs(values), 2.0**-64)
-    exponents = np.ceil(np.log2(magnitudes / (greatest + 0.5))).astype(int)
+    exponents: Array = np.ceil(np.log2(magnitudes / (greatest + 0.5))).astype(int)
     return exponents + (np.rint(np.ldexp(magnitudes, -exponents)) > greatest)

@@ -12,7 +12,6 @@ from onnx import helper, numpy_helper
 from wageubn_onnx.graph import IR_VERSION, OPSET, PREFIX
 
 Array = np.ndarray[Any, Any]
-MICROSOFT = "com.microsoft"
 
 
 class Nodes:
@@ -62,14 +61,14 @@ class Nodes:
         logits: onnx.ValueInfoProto,
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
-        """The file's contents."""
+        """The file's contents, with the type of every tensor."""
         tensors = [numpy_helper.from_array(value, key) for key, value in self.constants.items()]
         graph = helper.make_graph(self.nodes, name, [images], [logits], tensors, value_info=self.types)
         domains = {node.domain for node in self.nodes} - {""}
         opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="wageubn-onnx")
         helper.set_model_props(model, dict(metadata))
-        return model
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
 def retyped(value: onnx.ValueInfoProto, dtype: int) -> onnx.ValueInfoProto:

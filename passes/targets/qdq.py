@@ -1,8 +1,8 @@
 """An int8 network in QDQ form: float operators between QuantizeLinear and DequantizeLinear, by TensorRT's rules.
 
-All integers are int8 with zero point 0; weights have a scale for each output channel, activations one; biases are float, on the grid
-of the products. Every scale is a power of two, so a runtime that computes in float and one that fuses the operators to integer
-kernels give the same bits, as long as float32 holds the sums (`Int8Network.is_exact`).
+All integers are int8 with zero point 0; weights have a scale for each output channel, activations one; biases are float, on the
+grid of the products. Every scale is a power of two, so a runtime that computes in float and one that fuses the operators to
+integer kernels give the same bits, as long as float32 holds the sums (`Int8Network.is_exact`).
 """
 
 from __future__ import annotations

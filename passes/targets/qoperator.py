@@ -1,13 +1,14 @@
 """An int8 network in QOperator form, for onnxruntime: QLinearConv and its like, and no tensor in float but their scales.
 
-Activations are uint8: in 0..127 with zero point 0 where a ReLU made them, else with zero point 128. The product of such an operand and
-int8 weights is exact on x86 without VNNI too, and onnxruntime's fastest; a signed operand is multiplied by uint8 weights. A
-ReLU is the saturation of what comes before it at the zero point 0, and a Clip to 127.
+Activations are uint8: in 0..127 with zero point 0 where a ReLU made them, else with zero point 128. The product of the former
+and int8 weights is exact on x86 without VNNI too, and onnxruntime's fastest; the latter are multiplied by uint8 weights. A ReLU
+is the saturation of what comes before it at the zero point 0, and a Clip to 127.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,8 @@ import onnx
 from wageubn_onnx.graph import PREFIX, node_tag
 from wageubn_onnx.passes.targets.image import ImageQuantizer
 from wageubn_onnx.passes.targets.int8 import GREATEST, Array, Int8Network, Layer
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, Nodes, attributes, retyped, shapes
+from wageubn_onnx.passes.targets.nodes import Nodes, attributes, retyped, shapes
+from wageubn_onnx.proofs.targets import MICROSOFT
 
 T = onnx.TensorProto
 MIDDLE = 128  # the zero point of signed activations and of weights in uint8
@@ -101,14 +103,12 @@ class _QOperator:
         assert layer.exponents is not None  # of Conv and Gemm
         return self.nodes.constant(f"{layer.output}.scale", np.ldexp(1.0, layer.exponents), np.float32)
 
-    def requantized(self, kind: str, layer: Layer, inputs: list[str], domain: str = MICROSOFT, **attrs: object) -> None:
-        """A node whose result saturates on the grid of the layer's output."""
-        self.nodes.add(kind, inputs, self.tensor(layer.output), layer.node, domain=domain, **attrs)
-        self.declare(layer.output)
+    def requantized(self, kind: str, layer: Layer, inputs: list[str], suffix: str = "", **attrs: Any) -> None:
+        """A node whose result, the layer's output with ``suffix``, saturates on the grid of that output."""
+        result, domain = f"{self.tensor(layer.output)}{suffix}", "" if kind == "QLinearConv" else MICROSOFT
+        self.nodes.add(kind, inputs, result, layer.node, domain=domain, **attrs)
+        self.nodes.declare(result, T.UINT8, self.shapes[layer.output])
         self.expected.setdefault(layer.name, set()).add(node_tag(layer.node).role)
-
-    def declare(self, name: str, suffix: str = "") -> None:
-        self.nodes.declare(self.tensor(name) + suffix, T.UINT8, self.shapes[name])
 
     # -- rules ------------------------------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class _QOperator:
         weight, zero = self.weight(layer)
         filters = [weight, self.scales(layer), zero]
         inputs = [*self.operand(layer.inputs[0]), *filters, *self.grid(layer.output), self.bias(layer)]
-        self.requantized("QLinearConv", layer, inputs, domain="", **attributes(layer.node))
+        self.requantized("QLinearConv", layer, inputs, **attributes(layer.node))
 
     def gemm(self, layer: Layer) -> None:
         """The last one gives its int32 sums; another is rounded to 8 bits."""
@@ -148,20 +148,26 @@ class _QOperator:
         self.requantized("QLinearAdd", layer, [*self.operand(a), *self.operand(b), *self.grid(layer.output)])
 
     def relu(self, layer: Layer) -> None:
-        x, bound = layer.inputs[0], self.nodes.constant("clip/127", GREATEST, np.uint8)
-        floor = self.nodes.constant("clip/0", 0, np.uint8)
-        before = self.tensor(x)
-        if x not in self.network.fused:
-            before = f"{self.tensor(layer.output)}/floor"
-            inputs = [*self.operand(x), *self.grid(layer.output)]
-            self.nodes.add("QLinearLeakyRelu", inputs, before, layer.node, "/floor", domain=MICROSOFT, alpha=0.0)
-            self.declare(layer.output, "/floor")
-            self.expected.setdefault(layer.name, set()).add("A")
-        self.nodes.add("Clip", [before, floor, bound], self.tensor(layer.output), layer.node)
+        x = layer.inputs[0]
+        if x in self.network.fused:
+            self.clip(self.tensor(x), layer)
+        else:
+            self.requantized("QLinearLeakyRelu", layer, [*self.operand(x), *self.grid(layer.output)], "/raw", alpha=0.0)
+            self.clip(f"{self.tensor(layer.output)}/raw", layer)
+
+    def clip(self, x: str, layer: Layer) -> None:
+        """Unsigned activations end at 127."""
+        bounds = [self.zero_point(0), self.nodes.constant("greatest", GREATEST, np.uint8)]
+        self.nodes.add("Clip", [x, *bounds], self.tensor(layer.output), layer.node, "/clip")
 
     def average(self, layer: Layer) -> None:
+        """On a finer grid than its operand's it may pass 127."""
         inputs = [*self.operand(layer.inputs[0]), *self.grid(layer.output)]
-        self.requantized(f"QLinear{layer.op}", layer, inputs, **attributes(layer.node))
+        if layer.output in self.network.unsigned:
+            self.requantized(f"QLinear{layer.op}", layer, inputs, "/raw", **attributes(layer.node))
+            self.clip(f"{self.tensor(layer.output)}/raw", layer)
+        else:
+            self.requantized(f"QLinear{layer.op}", layer, inputs, **attributes(layer.node))
 
     def move(self, layer: Layer) -> None:
         self.nodes.add(layer.op, [self.tensor(layer.inputs[0])], self.tensor(layer.output), layer.node, **attributes(layer.node))

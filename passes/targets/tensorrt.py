@@ -1,8 +1,8 @@
 """What TensorRT's documentation asks of a model in QDQ form: a check of the file, without TensorRT.
 
-Source: NVIDIA TensorRT, *Working with Quantized Types* and the operator pages IQuantizeLayer and IDequantizeLayer: symmetric int8, zero
-point 0; constant positive float scales; activations quantized by tensor, weights by tensor or along the output channels; biases
-stay in float.
+Source: NVIDIA TensorRT documentation, *Working with Quantized Types*: symmetric int8, zero point 0; constant positive float
+scales; activations in -128..127 quantized by tensor, weights in -127..127 by tensor or along the output channels, behind a
+DequantizeLinear where they are stored in 8 bits; biases stay in float.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def _wrong(node: onnx.NodeProto, constants: dict[str, Array], makers: dict[str, 
     axis = next((a.i for a in weights.attribute if a.name == "axis"), 1)
     if constants[weights.input[1]].ndim and axis != PRODUCTS[node.op_type]:
         return f"its weights have scales along axis {axis}, not along the output channels"
+    stored = constants.get(weights.input[0])
+    if stored is not None and stored.min() < -127:
+        return f"its weights reach {stored.min()}, below -127"
     return ""
 
 

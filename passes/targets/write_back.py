@@ -1,7 +1,7 @@
 """Trained parameters into the source model's own file: each into the operand that the conversion took it from.
 
-An operand is found by the provenance in `forward` (the source's nodes) and by its value: it must hold what `forward` started from,
-as it is, reshaped or transposed. A bias that the conversion moved into the running mean of a BN is added again.
+An operand is found by the provenance in `forward` (the source's nodes) and by its value: it must hold what `forward` started
+from, as it is, reshaped or transposed. A bias that the conversion moved into the running mean of a BN is added again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Back to FP32: the source model's own file with the trained parameters in it, for the pipeline that it came from.
 
-Where the conversion rewrote a parameter so that it has no one place in the source, `forward.onnx` is written instead: the same network in
-this project's spelling.
+Where the conversion rewrote a parameter so that it has no one place in the source, `forward.onnx` is written instead: the same
+network in this project's spelling.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def _source(file: Path, bundle: Bundle) -> onnx.ModelProto:
         raise Unplaced("the source is a folder of training artifacts")
     model, known = load_model(file), bundle.manifest["source"]
     if sha256([file]) != known["sha256"]:
-        raise WageubnError(
-            f"{file}: not the file that was converted, {known['file']} of sha256 {known['sha256'][:12]}...; give that"
-        )
+        raise WageubnError(f"{file}: not the file that was converted; give {known['file']}, sha256 {known['sha256'][:12]}...")
     return model
 
 

@@ -50,7 +50,8 @@ def readme(manifest: dict[str, Any]) -> str:
     section, form = manifest["eval"], manifest["form"]
     openvino = f"    pip install openvino numpy\n    python {CLASSIFY} . DATA.npz --openvino\n" if form == "qdq" else ""
     unit = f"int32, in units of 2^{manifest['exponents']['logits']}" if form == "qoperator" else "float32"
-    same = "all forms and runtimes that keep to the roundings of the file give the same bits"
+    same = "No sum of products passes 2^24: all forms, and all runtimes that keep to the file's roundings, give the same bits."
+    exact = same if manifest["exact"] else "Some sums of products pass 2^24, which runtimes may round."
     return f"""# An 8-bit network ({form})
 
     pip install onnxruntime numpy
@@ -59,7 +60,7 @@ def readme(manifest: dict[str, Any]) -> str:
 DATA.npz holds `x_test` (uint8 [n, C, H, W]) and `y_test`. `{MODEL}` takes `{section["images"]}`, the pixels as they are, uint8
 [N, C, H, W], and gives `{section["logits"]}` [N, classes], {unit}.
 
-Every scale is a power of two. {f"No sum of products passes 2^24: {same}." if manifest["exact"] else "Some sums of products pass 2^24: runtimes may round them."}
+Every scale is a power of two. {exact}
 """
 
 
