@@ -258,7 +258,8 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
     models = [path]
     if path.is_dir():
         folder = ArtifactFolder(path)
-        models = [folder.model("step"), folder.model("eval")]
+        sections = ("step", "eval") if folder.manifest.get("step") else ("eval",)  # an export may be of inference alone
+        models = [folder.model(section) for section in sections]
     reports = []
     for model in models:
         with _working(f"auditing {model}"), _reading(model):
@@ -270,6 +271,7 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 "model": str(model),
                 "ok": report.ok,
                 "coverage": report.coverage,
+                "float_parameters": report.float_parameters,
                 "findings": [{"kind": f.kind, "where": f.where, "message": f.message} for f in report.findings],
             }
             | ({"proof": _proof_json(report.proof, every)} if ranges and report.proof else {})
@@ -283,6 +285,8 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
             for name, value in report.coverage.items():
                 click.echo(f"  {name}: {value}")
+            if report.float_parameters:
+                click.echo(f"  powers of two, scales of QLinear operators: {', '.join(report.float_parameters)}")
             if ranges:
                 _print_ranges(report.proof, every)
     ctx.exit(0 if passed else 1)
@@ -521,14 +525,19 @@ def passes(as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=PATH, metavar="OUT", help="The folder to write.")
 @click.option("--state", type=PATH, help="Begin with this trained state instead of the folder's initial one.")
 @click.option("--portable", is_flag=True, help="onnxruntime: only kernels that release 1.17 has too.")
+@click.option("--form", help="inference: qoperator (onnxruntime) or qdq (onnxruntime, OpenVINO) [default: qoperator].")
+@click.option("--source", type=PATH, help="fp32: the ONNX file that was converted, to write the trained parameters into.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
 def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
-    """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there."""
+    """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there.
+
+    Targets inference and fp32 write the network alone, with the trained state: in 8 bits, or back in FP32.
+    """
     from wageubn_onnx.export.export import export as run
 
     with _working(f"exporting {folder} for {target}"):
         run(folder, target, out, state, **{name: value for name, value in options.items() if value})
-    click.echo(f"{out}: written; its README.md says how to train from it")
+    click.echo(f"{out}: written; its README.md says how to use it")
 
 
 @cli.command(epilog=_example("wageubn-onnx verify r20 --steps 10 --targets onnxruntime,interpreter"))

@@ -32,7 +32,7 @@ def describe(
     rate = config.profile.format("lr")
     return {
         "format": 1,
-        "source": {"file": path.absolute().name, "sha256": _sha256([Path(file) for file in source.notes["files"]])},
+        "source": {"file": path.absolute().name, "sha256": sha256([Path(file) for file in source.notes["files"]])},
         "notes": source.notes["said"],
         "folded": source.notes["folded"],
         "profile": config.profile.name,
@@ -75,7 +75,7 @@ def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
     }
 
 
-def _sha256(files: list[Path]) -> str:
+def sha256(files: list[Path]) -> str:
     """Of one file its hash; of several that of the lines `sha256sum NAME...` prints of them, by name."""
     hashes = {}
     for file in files:

@@ -22,12 +22,13 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact folder."""
+    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact ``folder``."""
 
     step: onnx.ModelProto
     evaluation: onnx.ModelProto
     state: dict[str, Array]
     manifest: dict[str, Any]
+    folder: Path = Path()
 
     @staticmethod
     def of(folder: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Bundle:
@@ -38,7 +39,7 @@ class Bundle:
         artifacts = ArtifactFolder(folder)
         step, evaluation = (load_model(artifacts.model(section)) for section in ("step", "eval"))
         tensors, _ = load_tensors(artifacts.state_file("state") if state is None else state)
-        bundle = Bundle(step, evaluation, tensors, artifacts.manifest)
+        bundle = Bundle(step, evaluation, tensors, artifacts.manifest, artifacts.path)
         bundle.check_state()
         return bundle
 
@@ -83,7 +84,7 @@ class Target:
     missing: what must be installed first, in one line; None where nothing is. write: put the files of a `Bundle` into an empty
     folder and return what the manifest says of them beside the artifact folder's own entries. readme: how to use them, in
     Markdown. runners: of a folder that `write` filled, for `verify`. options: names of the options that `write` takes, with what
-    they mean.
+    they mean. trains: whether it writes the step; `verify` leaves out what does not.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Target:
     runners: Callable[[Path], list[Runner]] = lambda folder: []
     missing: Callable[[], str | None] = lambda: None
     options: dict[str, str] = field(default_factory=dict)
+    trains: bool = True
 
 
 def advance(state: Tensors, outputs: Tensors, manifest: Mapping[str, Any]) -> dict[str, Array]:

@@ -81,7 +81,8 @@ def verify(
     """
     bundle = Bundle.of(folder)
     asked = set(targets)
-    names = [*EVALUATORS, *(target.name for target in TARGETS)]
+    targets_that_train = [target for target in TARGETS if target.trains]
+    names = [*EVALUATORS, *(target.name for target in targets_that_train)]
     unknown = sorted(asked.difference(names))
     if unknown:
         raise WageubnError(f"target {unknown[0]}: unknown; choose from {', '.join(names)}")
@@ -95,7 +96,7 @@ def verify(
             if not asked or name in asked:
                 evaluator = Evaluator(name, bundle)
                 yield _compared(name, evaluator, reference, bundle, feeds, expected, None)
-        for target in TARGETS:
+        for target in targets_that_train:
             if asked and target.name not in asked:
                 continue
             reason = target.missing()

@@ -13,26 +13,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
+import onnx.numpy_helper
 
 from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
 from wageubn_onnx.proofs.ranges import Proof, prove
-from wageubn_onnx.proofs.targets import FORBIDDEN, PAIRED_LIMIT
+from wageubn_onnx.proofs.targets import FORBIDDEN, PAIRED_LIMIT, SCALES
 from wageubn_onnx.stages import INTEGERS
 
 T = onnx.TensorProto
 
-FLOAT_OPS = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-}  # float by their scales
-# Operators through which a product's operand may come from its quantizer: they only move elements, or flip the sign bit
-MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Pad", "Unsqueeze", "Flatten", "Identity", "Cast", "BitwiseXor", "MaxPool"}
-PRODUCTS = {"ConvInteger", "MatMulInteger"}
+FLOAT_OPS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", *SCALES}  # by their scales
+# Operators through which a product's operand may come from its quantizer: they move elements, bound them or flip the sign bit
+MOVES = {
+    "Clip",
+    "Gather",
+    "Reshape",
+    "Transpose",
+    "Slice",
+    "Concat",
+    "Pad",
+    "Unsqueeze",
+    "Flatten",
+    "Identity",
+    "Cast",
+    "BitwiseXor",
+    "MaxPool",
+}
+PRODUCTS = {"ConvInteger": (0, 1), "MatMulInteger": (0, 1), "QLinearConv": (0, 3), "QGemm": (0, 3)}  # their two operands
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """The audit's answer: ok where nothing was found. coverage counts what was looked at; proof: of integer models only."""
+    """The audit's answer: ok where nothing was found. coverage counts what was looked at; proof: of integer models only.
+
+    float_parameters: the declared scales of QLinear operators, powers of two all of them: their arithmetic is a shift.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
+    float_parameters: list[str] = field(default_factory=list)
     proof: Proof | None = None
 
     @property
@@ -65,6 +79,7 @@ def audit(path: str | os.PathLike[str]) -> Report:
 def audit_model(model: onnx.ModelProto) -> Report:
     """Audit a model in memory."""
     report = Report()
+    _check_float_parameters(model, report)
     _check_written_floats(model, report)
     _check_inlined(model, report)
     _check_coverage(model, report)
@@ -72,6 +87,28 @@ def audit_model(model: onnx.ModelProto) -> Report:
     if not any(f.kind in ("float", "dtype") for f in report.findings):
         _check_ranges(model, report)
     return report
+
+
+def _check_float_parameters(model: onnx.ModelProto, report: Report) -> None:
+    """What metadata ``wageubn.float_parameters`` names: float initializers, powers of two, read as scales and as nothing else."""
+    declared = json.loads(next((p.value for p in model.metadata_props if p.key == PREFIX + "float_parameters"), "[]"))
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == T.FLOAT}
+    elsewhere = {
+        name
+        for node in model.graph.node
+        for position, name in enumerate(node.input)
+        if position not in SCALES.get(node.op_type, ())
+    }
+    for name in declared:
+        where = f"float parameter {name!r}"
+        if name not in values or name in elsewhere:
+            report.findings.append(Finding("float", where, "is not a scale of QLinear operators alone"))
+        elif not (values[name] > 0).all() or (np.frexp(values[name])[0] != 0.5).any():
+            report.findings.append(Finding("float", where, "is not a power of two"))
+        else:
+            report.float_parameters.append(name)
+    if declared:
+        report.coverage["float parameters"] = len(report.float_parameters)
 
 
 def _check_written_floats(model: onnx.ModelProto, report: Report) -> None:
@@ -85,7 +122,8 @@ def _check_written_floats(model: onnx.ModelProto, report: Report) -> None:
             Finding("dtype", f"sparse initializer {sparse.values.name!r}", "is not looked into; write it dense")
         )
     for initializer in graph.initializer:
-        _note_dtype(report, initializer.data_type, f"initializer {initializer.name!r}", False)
+        if initializer.name not in report.float_parameters:
+            _note_dtype(report, initializer.data_type, f"initializer {initializer.name!r}", False)
     for where, node in _all_nodes(model):
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name.startswith("value_float"):
@@ -94,7 +132,8 @@ def _check_written_floats(model: onnx.ModelProto, report: Report) -> None:
                 _note_dtype(report, attribute.t.data_type, where, False)
             if node.op_type == "Cast" and attribute.name == "to" and not attribute.ref_attr_name:
                 _note_dtype(report, attribute.i, f"{where} (Cast)", False)
-        if node.op_type in FLOAT_OPS:
+        scales = [node.input[i] for i in SCALES.get(node.op_type, ()) if i < len(node.input)]
+        if node.op_type in FLOAT_OPS and (not scales or not set(scales) <= set(report.float_parameters)):
             report.findings.append(Finding("float", where, f"{node.op_type} computes through float scales"))
 
 
@@ -190,7 +229,7 @@ def present_quantizers(model: onnx.ModelProto) -> dict[tuple[str, str], list[onn
 
 
 def _is_quantizer(node: onnx.NodeProto) -> bool:
-    return node.domain == DOMAIN and any(a.name == "role" for a in node.attribute)
+    return node.op_type in SCALES or node.domain == DOMAIN and any(a.name == "role" for a in node.attribute)
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
@@ -225,11 +264,12 @@ def _check_operands(model: onnx.ModelProto, report: Report) -> None:
             continue
         count += 1
         where = f"node {node.name!r}"
-        sources = [_sources(operand, makers) for operand in node.input[:2]]
+        sources = [_sources(node.input[i], makers) for i in PRODUCTS[node.op_type]]
         for _, loose in sources:
             if loose and loose not in constants:
                 report.findings.append(Finding("operand", where, f"{loose!r} reaches it without a quantizer"))
-        if len(node.input) > 3 and dtypes.get(node.input[3]) == T.INT8:
+        by_ranges = all(n.op_type in SCALES for n in sources[0][0])  # which say what a Clip does
+        if len(node.input) > 3 and dtypes.get(node.input[3]) == T.INT8 and not by_ranges:
             greatest = max((a.f for n in sources[0][0] for a in n.attribute if a.name == "hi"), default=math.inf)
             if greatest > PAIRED_LIMIT:
                 report.findings.append(Finding("kernel", where, f"uint8 up to {greatest:.0f} by int8 is inexact without VNNI"))

@@ -399,6 +399,18 @@ def _held(term: Bound, number: int, limit: int, what: str) -> None:
         raise Unproven(f"its {what} of {number} terms may reach {number * term.magnitude}, and is exact up to {limit}")
 
 
+def _quantized_product(walk: Walk, op: Op, x: Operands) -> Bound:
+    """An int32 sum of products and a bias, scaled and saturated. ``x`` has no scales: x, zero point, w, zero point, ..."""
+    bias = x[5] if op.op == "QLinearConv" else x[4]
+    total = _product([x[0], x[2], x[1], x[3]], walk.shape(op.inputs[3])[1:])
+    _held(Bound(0, total.magnitude + bias.magnitude, T.INT32), 1, ACCUMULATOR, "accumulator")
+    return whole(x[1].dtype)
+
+
+def _saturated(walk: Walk, op: Op, x: Operands) -> Bound:
+    return whole(x[0].dtype)
+
+
 TRANSFER: dict[str, Transfer] = {
     "Add": _add,
     "Sub": _subtract,
@@ -433,6 +445,8 @@ TRANSFER: dict[str, Transfer] = {
     "ArgMax": _arg_max,
     "ConvInteger": _convolution,
     "MatMulInteger": _matrix_product,
+    **dict.fromkeys(["QLinearConv", "QGemm"], _quantized_product),
+    **dict.fromkeys(["QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"], _saturated),
 }
 ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "BitwiseAnd", "BitwiseXor", "Cast"])
 CAN_GROW = frozenset(["Add", "Sub", "Mul", "Neg", "Abs", "ReduceSum", "ConvInteger", "MatMulInteger"])  # beyond its operands

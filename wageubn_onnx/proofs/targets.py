@@ -18,6 +18,14 @@ FORBIDDEN: dict[tuple[str, int], str] = {
     ("Pad", T.INT16): "not implemented in onnxruntime 1.31; pad as int32",
     **{("BitShift", t): "a shift by the width or more differs between releases" for t in INTEGERS},
 }
+MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+# operator -> which operands are its float scales; its result saturates in the dtype of its last zero point
+SCALES: dict[str, tuple[int, ...]] = {
+    "QLinearConv": (1, 4, 6),
+    "QGemm": (1, 4, 7),
+    "QLinearAdd": (1, 4, 6),
+    **dict.fromkeys(["QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"], (1, 3)),
+}
 EXACT_SUMS: dict[int, int] = {T.INT32: 2**31 - 1, T.INT64: 2**53 - 1}  # of a ReduceSum, by dtype: it accumulates like double
 ACCUMULATOR = 2**31 - 1  # of ConvInteger and MatMulInteger: int32
 PAIRED_LIMIT = 129  # greatest uint8 operand beside an int8 one: without VNNI, pairs of products are added in int16

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from wageubn_onnx.proofs.intervals import ELEMENTWISE, LIMITS, READS_BITS, TRANSFER, Bound, Unproven, of_array, whole
 from wageubn_onnx.proofs.linear import Line, Lines, line_rule
-from wageubn_onnx.proofs.targets import FORBIDDEN
+from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, SCALES
 
 T = onnx.TensorProto
 Shape = tuple[int | str, ...]
@@ -96,7 +96,7 @@ class Walk:
                 self.bounds[op.outputs[0]] = of_array(value)
                 return
             operands = self._operands(op)
-            if op.domain:
+            if op.domain not in ("", MICROSOFT):
                 results, doubt = self.call(op, operands)
                 self.bounds.update(zip(op.outputs, results, strict=False))
                 if doubt:
@@ -109,10 +109,12 @@ class Walk:
                 self.bounds.setdefault(name, bound)
 
     def _operands(self, op: Op) -> list[Bound]:
+        """All but the float scales, which the audit looks at."""
         if "" in op.inputs:
             raise Unproven("leaves out an operand in the middle")
+        scales = SCALES.get(op.op, ())
         try:
-            operands = [self.bounds[name] for name in op.inputs]
+            operands = [self.bounds[name] for i, name in enumerate(op.inputs) if i not in scales]
         except KeyError as missing:
             raise Unproven(f"reads {missing.args[0]!r}, which nothing makes before it") from None
         if op.op not in READS_BITS or op.domain:

@@ -1,0 +1,93 @@
+"""What a model for another runtime is put together from: nodes, and constants of which equal ones are stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from wageubn_onnx.graph import IR_VERSION, OPSET, PREFIX
+
+Array = np.ndarray[Any, Any]
+
+
+class Nodes:
+    """A graph in the making; ``made_by`` is the pass, for the metadata of its nodes."""
+
+    def __init__(self, made_by: str) -> None:
+        self.made_by = made_by
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+        self.types: list[onnx.ValueInfoProto] = []
+
+    def constant(self, name: str, value: Any, dtype: Any) -> str:
+        """``name``, now that of an initializer; whoever gives the same name means the same value."""
+        self.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def scale(self, exponent: int) -> str:
+        """The float32 scalar 2^exponent."""
+        return self.constant(f"scale/2^{exponent}", np.ldexp(1.0, exponent), np.float32)
+
+    def add(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        output: str,
+        like: onnx.NodeProto,
+        suffix: str = "",
+        domain: str = "",
+        **attrs: Any,
+    ) -> str:
+        """Append a node named as ``like``, with a ``suffix``, and with its metadata; return ``output``."""
+        node = helper.make_node(kind, list(inputs), [output], f"{like.name}{suffix}", domain=domain, **attrs)
+        props = {p.key: p.value for p in like.metadata_props} | {PREFIX + "pass": self.made_by}
+        for key, value in props.items():
+            node.metadata_props.add(key=key, value=value)
+        self.nodes.append(node)
+        return output
+
+    def declare(self, name: str, dtype: int, shape: Sequence[int | str]) -> None:
+        """Say a tensor's type where onnx's shape inference does not know its operator."""
+        self.types.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def model(
+        self,
+        name: str,
+        images: onnx.ValueInfoProto,
+        logits: onnx.ValueInfoProto,
+        metadata: Mapping[str, str],
+    ) -> onnx.ModelProto:
+        """The file's contents, with the type of every tensor."""
+        tensors = [numpy_helper.from_array(value, key) for key, value in self.constants.items()]
+        graph = helper.make_graph(self.nodes, name, [images], [logits], tensors, value_info=self.types)
+        domains = {node.domain for node in self.nodes} - {""}
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="wageubn-onnx")
+        helper.set_model_props(model, dict(metadata))
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def retyped(value: onnx.ValueInfoProto, dtype: int) -> onnx.ValueInfoProto:
+    """``value`` of another dtype."""
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.type.tensor_type.elem_type = dtype
+    return copy
+
+
+def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
+    """Of every tensor of which ``model`` says it; a str for a dimension without a number."""
+    graph = model.graph
+    return {
+        v.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.output, *graph.value_info)
+    }
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """By name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
