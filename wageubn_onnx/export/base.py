@@ -80,10 +80,10 @@ class Runner(Protocol):
 class Target:
     """A runtime to export to.
 
-    missing: what must be installed first, in one line; None where nothing is. write: put the files of a `Bundle` into an empty
-    folder and return what the manifest says of them beside the artifact folder's own entries. readme: how to use them, in
-    Markdown. runners: of a folder that `write` filled, for `verify`. options: names of the options that `write` takes, with what
-    they mean.
+    write: put the files of a `Bundle` into an empty folder and return what the manifest says of them beside the artifact folder's
+    own entries. missing: what must be installed for that, in one line; None where nothing is. readme: how to use them, in Markdown.
+    runners: of a folder that `write` filled, for `verify`; cannot_run: what must be installed for that. options: names of the
+    options that `write` takes, with what they mean.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Target:
     readme: Callable[[dict[str, Any]], str]
     runners: Callable[[Path], list[Runner]] = lambda folder: []
     missing: Callable[[], str | None] = lambda: None
+    cannot_run: Callable[[], str | None] = lambda: None
     options: dict[str, str] = field(default_factory=dict)
 
 

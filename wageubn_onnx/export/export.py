@@ -57,7 +57,8 @@ def write(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, An
     """Fill the empty ``folder`` with the target's files, manifest and README."""
     said = target.write(bundle, folder, **options)
     kept = {key: value for key, value in bundle.manifest.items() if key not in FLOAT_SECTIONS}
-    manifest = kept | {"target": {"name": target.name, "options": dict(options)}} | said
+    named = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
+    manifest = kept | {"target": {"name": target.name, "options": named}} | said
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(target.readme(manifest), encoding="utf-8")
 

@@ -98,7 +98,7 @@ def verify(
         for target in TARGETS:
             if asked and target.name not in asked:
                 continue
-            reason = target.missing()
+            reason = target.missing() or target.cannot_run()
             if reason and target.name in asked:
                 raise WageubnError(f"target {target.name}: {reason}")
             if reason:
