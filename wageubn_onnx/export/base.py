@@ -80,10 +80,10 @@ class Runner(Protocol):
 class Target:
     """A runtime to export to.
 
-    write: put the files of a `Bundle` into an empty folder and return what the manifest says of them beside the artifact folder's
-    own entries. missing: what must be installed for that, in one line; None where nothing is. readme: how to use them, in Markdown.
-    runners: of a folder that `write` filled, for `verify`; cannot_run: what must be installed for that. options: names of the
-    options that `write` takes, with what they mean.
+    write: put the files of a `Bundle` into an empty folder and return what the manifest says of them beside the artifact
+    folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in Markdown.
+    runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: names
+    of the options that `write` takes, with what they mean.
     """
 
     name: str
