@@ -61,6 +61,7 @@ def broken(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+@pytest.mark.slow
 def test_a_difference_is_found_where_it_begins(modules: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "tidy", broken)
     (row, *_) = verify(tiny_folder, ["web"], steps=1)
