@@ -1,9 +1,10 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Three commands do all the set-up: `make demo`, `make test` and `make test-backends`.
 PYTHON ?= python3
 VENV ?= .venv
+FAST := onnxruntime
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-backends lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python models/demo.py build/demo
@@ -13,6 +14,16 @@ test: $(VENV)/.dev lint
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# The same bits everywhere: docs/backends.md
+OLD := $(VENV)-onnxruntime-1.17
+VERIFY = $(BIN)/wageubn-onnx verify build/backends
+test-backends: $(VENV)/.dev $(OLD)/.tried
+	$(BIN)/python tests/backends.py build/backends
+	$(VERIFY)/tiny --steps 10 $$(cat $(OLD)/.tried)
+	$(VERIFY)/digits --steps 20 --targets $(FAST) $$(cat $(OLD)/.tried)
+	$(VERIFY)/resnet20 --steps 2 --targets onnxruntime $$(cat $(OLD)/.tried)
+	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -30,5 +41,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ $(VENV)/.demo
 
+# An onnxruntime of 2024, or an empty file where this Python is too new for it
+$(OLD)/.tried:
+	$(PYTHON) -m venv $(OLD)
+	if $(OLD)/bin/python -m pip install --quiet "onnxruntime==1.17.3" "numpy<2"; \
+		then echo "--python $(OLD)/bin/python"; else echo "no onnxruntime 1.17 for this Python" >&2; fi > $@
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(OLD) build

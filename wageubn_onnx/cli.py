@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,13 +96,19 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+UNFOLDED = 10_000  # characters: wider than any table
+
+
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no edge to fold at
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=UNFOLDED)).maximum)
+    console.print(table)
 
 
 def _example(text: str) -> str:
@@ -446,6 +453,29 @@ def diff(ctx: click.Context, a: Path, b: Path | None, only: str, data_path: str,
         for step in found:
             print_diff(step, summary)
     ctx.exit(0 if all(step.same for step in found) else 1)
+
+
+@cli.command(epilog=_example("wageubn-onnx inspect r20/int_training.onnx --layers"))
+@click.argument("path", metavar="MODEL_OR_DIR", type=PATH)
+@click.option("--layers", is_flag=True, help="Also what every layer costs.")
+@json_option
+def inspect(path: Path, layers: bool, as_json: bool) -> None:
+    """Show what is in an ONNX file: inputs, operators, parameters, FLOPs, memory; of a folder, a line a stage.
+
+    Of a stage with quantizers also the map, a row a layer and a column a data path: FUNCTION/BITS, with /ROUNDING where that is
+    not half to even; GAP where one is missing. Memory is an estimate from the liveness of tensors.
+    """
+    from wageubn_onnx.inspect.summary import inspect_file, inspect_folder
+    from wageubn_onnx.inspect.tables import stages, tables
+
+    with _working(f"inspecting {path}"), _reading(path):
+        found = inspect_folder(path) if path.is_dir() else [inspect_file(path)]
+    if as_json:
+        shown = [summary.to_json(layers) for summary in found]
+        _print_json(shown if path.is_dir() else shown[0])
+        return
+    for table in stages(str(path), found) if path.is_dir() else tables(found[0], layers):
+        _print_table(*table)
 
 
 @cli.command(epilog=_example("wageubn-onnx passes"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +215,17 @@ BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
 
 
 def layer_name(node: gs.Node) -> str:
-    """A node's layer: its weight's name without the suffix where it has one that speaks, else the node's own name."""
-    if node.op in ("Conv", "Gemm", "BatchNormalization") and len(node.inputs) > 1:
-        stem = re.sub(r"[._/](weight|gamma|kernel|scale|W|w)(:0)?$", "", node.inputs[1].name)
-        if stem != node.inputs[1].name:
+    """A node's layer."""
+    return layer_of(node.op, [i.name for i in node.inputs], node.name, node.outputs[0].name)
+
+
+def layer_of(op: str, inputs: Sequence[str], name: str, output: str) -> str:
+    """The weight's name without the suffix where it has one that speaks, else the node's own name."""
+    if op in ("Conv", "Gemm", "BatchNormalization") and len(inputs) > 1:
+        stem = re.sub(r"[._/](weight|gamma|kernel|scale|W|w)(:0)?$", "", inputs[1])
+        if stem != inputs[1]:
             return stem
-    return node.name or f"{node.op}_{node.outputs[0].name}"
+    return name or f"{op}_{output}"
 
 
 def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:

@@ -115,8 +115,8 @@ def greater(lower: Lowering, node: gs.Node) -> Value:
     x, zero = _operands(lower, node)
     if not isinstance(zero, Constant) or zero.values.any():
         raise WageubnError(f"node {node.name!r}: a comparison with other than 0 has no integer lowering")
-    tensor = lower.fixed(x, node).tensor
-    return Raw(lower.g.op("Greater", tensor, lower.g.scalar(0, tensor.dtype), name=short_name(node)))
+    tensor = lower.int32(lower.fixed(x, node), node)  # onnxruntime 1.20 has no kernel for int16
+    return Raw(lower.g.op("Greater", tensor, lower.g.scalar(0, np.int32), name=short_name(node)))
 
 
 def equal(lower: Lowering, node: gs.Node) -> Value:

@@ -137,6 +137,17 @@ def test_the_best_rate_goes_on():
         accuracy.pending(TOY, TOY.arms, "final", scores)
 
 
+def test_an_arm_may_train_at_the_rate_of_another():
+    shared = replace(TOY, arms=(*TOY.arms, Arm("sq8", rates_of="full8")))
+    arm = shared.arms[-1]
+    accuracies = {0.05: 0.5, 0.1: 0.75}
+    records = [{"key": Run("tune", "full8", "cosine", rate, 0).key, "test_accuracy": a} for rate, a in accuracies.items()]
+    assert accuracy.tuning_runs(shared, arm) == []
+    assert accuracy.final_runs(shared, arm, records) == [Run("final", "sq8", "cosine", 0.1, seed) for seed in (0, 1)]
+    with pytest.raises(WageubnError, match="the rate of full8 is not tuned yet"):
+        accuracy.pending(shared, [arm], "final", records[:1])
+
+
 def test_a_result_of_another_definition_is_refused(done):
     with pytest.raises(WageubnError, match="epochs 2, but the experiment says 3"):
         accuracy.read_records(replace(TOY, epochs=3), done.results)

@@ -18,9 +18,11 @@ from wageubn_onnx.errors import WageubnError
 COMMANDS = [
     ["convert"],
     ["audit"],
+    ["inspect"],
     ["train"],
     ["eval"],
     ["diff"],
+    ["verify"],
     ["passes"],
     ["bench", "step"],
     ["bench", "convert"],
@@ -278,3 +280,42 @@ def test_bench_compares_the_steps(folder: Path) -> None:
 def test_a_failing_contender_is_named(folder: Path) -> None:
     (folder / "int_training.onnx").write_bytes(b"junk")
     refused("benchmark of integer, onnxruntime: ", "bench", "step", folder, "--no-torch")
+
+
+# -- export and verify ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_artifacts: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "tiny"
+    tiny_artifacts.save(path)
+    return path
+
+
+def test_export_writes_a_folder_and_says_what_is_wrong(converted: Path, tmp_path: Path) -> None:
+    result = run("export", converted, "--target", "onnxruntime", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "README.md says how to train" in result.output
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["target"]["name"] == "onnxruntime"
+    refused("target nothing: unknown", "export", converted, "--target", "nothing", "-o", tmp_path / "other")
+    refused("no such folder", "export", tmp_path / "absent", "--target", "onnxruntime", "-o", tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_export_lists_its_targets() -> None:
+    result = run("export", "--list")
+    assert result.exit_code == 0
+    assert "onnxruntime" in result.output
+
+
+def test_verify_exits_with_1_on_a_difference(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wageubn_onnx.export import verify
+
+    result = run("verify", converted, "--targets", "interpreter", "--steps", "1", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["difference"] is None
+    difference = verify.Difference(2, "loss", [], 7, 8, "loss/mean (Div)")
+    monkeypatch.setattr(verify, "verify", lambda *_: iter([verify.Row("c", "gcc", 3, 10, difference)]))
+    result = run("verify", converted)
+    assert result.exit_code == 1
+    assert "step 2, loss[]: 8, not 7; the first node that differs: loss/mean (Div)" in " ".join(result.output.split())

@@ -150,33 +150,43 @@ def _check_inlined(model: onnx.ModelProto, report: Report) -> None:
 
 
 def _check_coverage(model: onnx.ModelProto, report: Report) -> None:
-    """Every layer has the quantizers that its float form asked for.
-
-    A quantize node counts by its function, layer and role. One of a frozen parameter has been computed by the conversion: the
-    constant that came of it counts.
-    """
-    props = {p.key: p.value for p in model.metadata_props}
-    if PREFIX + "expected" not in props:
+    """Every layer has the quantizers that its float form asked for."""
+    expected = expected_quantizers(model)
+    if expected is None:
         report.findings.append(
             Finding("gap", "the model", "does not say which quantizers it should have; only converted models do")
         )
         return
-    expected: dict[str, list[str]] = json.loads(props[PREFIX + "expected"])
-    present: dict[str, set[str]] = {}
-    needed = _needed(model)
-    for node in model.graph.node:  # its first output is the mantissa; an exponent alone does not count
-        if _is_quantizer(node) and node.output[0] in needed:
-            tag = node_tag(node)
-            present.setdefault(tag.layer, set()).add(tag.role)
-    for name, quantizers in _constants(model).items():
-        for layer, role in quantizers if name in needed else ():
-            present.setdefault(layer, set()).add(role)
+    present = present_quantizers(model)
     for layer, roles in expected.items():
         for role in roles:
-            if role not in present.get(layer, set()):
+            if (layer, role) not in present:
                 report.findings.append(Finding("gap", f"layer {layer!r}", f"has no quantizer of role {role}"))
     report.coverage["layers"] = len(expected)
     report.coverage["quantizers"] = sum(map(len, expected.values()))
+
+
+def expected_quantizers(model: onnx.ModelProto) -> dict[str, list[str]] | None:
+    """Layer -> roles of the quantizers that it must have, as the file declares them; None where it does not."""
+    declared = next((p.value for p in model.metadata_props if p.key == PREFIX + "expected"), None)
+    return None if declared is None else json.loads(declared)
+
+
+def present_quantizers(model: onnx.ModelProto) -> dict[tuple[str, str], list[onnx.NodeProto]]:
+    """(layer, role) -> the quantize nodes there that an output needs: an exponent alone does not count.
+
+    Those of frozen parameters have been computed by the conversion; the constant that came of them counts, and has no node.
+    """
+    present: dict[tuple[str, str], list[onnx.NodeProto]] = {}
+    needed = _needed(model)
+    for node in model.graph.node:  # its first output is the mantissa
+        if _is_quantizer(node) and node.output[0] in needed:
+            tag = node_tag(node)
+            present.setdefault((tag.layer, tag.role), []).append(node)
+    for name, quantizers in _constants(model).items():
+        for layer, role in quantizers if name in needed else ():
+            present.setdefault((layer, role), [])
+    return present
 
 
 def _is_quantizer(node: onnx.NodeProto) -> bool:

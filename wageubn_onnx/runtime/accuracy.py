@@ -76,15 +76,19 @@ class Place:
 
 
 def tuning_runs(experiment: Experiment, arm: Arm) -> list[Run]:
-    """Return a run for every schedule and rate of ``arm``, all with the first seed."""
+    """Return a run for every schedule and rate of ``arm``, all with the first seed; none where another arm's rate serves."""
     pairs = [(schedule, rate) for schedule in arm.schedules for rate in arm.rates]
     return [Run("tune", arm.name, schedule, rate, experiment.seeds[0]) for schedule, rate in pairs]
 
 
 def best_run(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Run | None:
-    """Return the tuning run with the greatest accuracy on the held-out images (ties: the first); None until all are done."""
+    """Return the tuning run with the greatest accuracy on the held-out images (ties: the first); None until all are done.
+
+    It is that of the arm whose rate serves.
+    """
     done = {record["key"]: record["test_accuracy"] for record in records}
-    runs = tuning_runs(experiment, arm)
+    tuned = next(other for other in experiment.arms if other.name == (arm.rates_of or arm.name))
+    runs = tuning_runs(experiment, tuned)
     if any(run.key not in done for run in runs):
         return None
     return max(runs, key=lambda run: float(done[run.key]))
@@ -156,7 +160,7 @@ def pending(experiment: Experiment, arms: Sequence[Arm], phase: str, records: Se
     if phase == "tune":
         runs = [run for arm in arms for run in tuning_runs(experiment, arm)]
     else:
-        untuned = [arm.name for arm in arms if best_run(experiment, arm, records) is None]
+        untuned = [arm.rates_of or arm.name for arm in arms if best_run(experiment, arm, records) is None]
         if untuned:
             raise WageubnError(f"{experiment.name}: the rate of {untuned[0]} is not tuned yet; run --phase tune first")
         runs = sorted((run for arm in arms for run in final_runs(experiment, arm, records)), key=lambda run: run.seed)

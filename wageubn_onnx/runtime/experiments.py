@@ -1,8 +1,9 @@
 """The accuracy experiments, as a table. `accuracy` runs them, `accuracy_report` tells what came of them.
 
 An arm is a profile (its name or TOML file) trained by the integer step, ``fp32``, or ``quant:PROFILE``, the same formats
-simulated in float; ``quant:PROFILE-PATH-...`` leaves some data paths in float. Rates are tuned an arm on part of the training
-images, tested on others; every seed then trains at the best. A seed decides initial weights, order and stochastic rounding.
+simulated in float; ``quant:PROFILE-PATH-...`` leaves some data paths in float. Rates are tuned on part of the training images,
+tested on others, an arm by itself or for several; every seed then trains at the best. A seed decides initial weights, order and
+stochastic rounding.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, with the peak learning rates and the schedules to choose from."""
+    """One way to train, with the peak learning rates and the schedules to choose from.
+
+    rates_of: instead of tuning its own, it trains at what was tuned for the arm of this name.
+    """
 
     name: str
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] = ()
     schedules: tuple[str, ...] = ("cosine",)
+    rates_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,11 @@ RESNET20 = ResNet((3, 3, 3), (16, 32, 64), (1, 28, 28))
 THIN18 = ResNet((2, 2, 2, 2), (16, 32, 64, 128), (1, 28, 28))
 RESNET8 = ResNet((1, 1, 1), (16, 32, 64), (1, 14, 14))
 
-PROFILES = (*(Arm(name, INTEGERS) for name in ("full8", "e16", "sq8", "sq8s", "fast")), Arm("fp32", FLOATS))
+PROFILES = (  # one rate for all integers: what the profiles differ by is their formats
+    Arm(DEFAULT, INTEGERS),
+    *(Arm(name, rates_of=DEFAULT) for name in ("e16", "sq8", "sq8s", "fast")),
+    Arm("fp32", FLOATS),
+)
 FINE = (Arm(DEFAULT, FINE_INTEGERS), Arm("fp32", FINE_FLOATS))
 ABLATIONS = (
     Arm("quant:full8", INTEGERS),
