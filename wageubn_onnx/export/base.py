@@ -81,10 +81,10 @@ class Runner(Protocol):
 class Target:
     """A runtime to export to.
 
-    missing: what must be installed first, in one line; None where nothing is. write: put the files of a `Bundle` into an empty
-    folder and return what the manifest says of them beside the artifact folder's own entries. readme: how to use them, in
-    Markdown. runners: of a folder that `write` filled, for `verify`. options: names of the options that `write` takes, with what
-    they mean. trains: whether it writes the step; `verify` leaves out what does not.
+    write: put the files of a `Bundle` into an empty folder and return what the manifest says of them beside the artifact
+    folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in Markdown.
+    runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: names
+    of the options that `write` takes, with what they mean. trains: whether it writes the step; `verify` leaves out what does not.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Target:
     readme: Callable[[dict[str, Any]], str]
     runners: Callable[[Path], list[Runner]] = lambda folder: []
     missing: Callable[[], str | None] = lambda: None
+    cannot_run: Callable[[], str | None] = lambda: None
     options: dict[str, str] = field(default_factory=dict)
     trains: bool = True
 

@@ -99,7 +99,7 @@ def verify(
         for target in targets_that_train:
             if asked and target.name not in asked:
                 continue
-            reason = target.missing()
+            reason = target.missing() or target.cannot_run()
             if reason and target.name in asked:
                 raise WageubnError(f"target {target.name}: {reason}")
             if reason:
