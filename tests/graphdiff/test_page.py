@@ -285,6 +285,9 @@ def test_a_reader_learns_what_became_of_a_layer(opened: Browser) -> None:
     visit(opened, layer="a1", direction="forward")
     opened.click(".pane:nth-child(2) [data-name='a1/Q_W']")
     assert row(opened, "format")[1] == "int8 · 2⁻⁷, 8 bits"
+    visit(opened, layer="a1", direction="update")  # the stored weights, an input
+    opened.click(".pane:nth-child(2) .port.input[data-name='a1.weight']")
+    assert row(opened, "format")[1] == "int32 · 2⁻²³, 24 bits"
     visit(opened, layer="a1", direction="backward")
     goes_to = dict(zip(texts(opened, ".paths .chip"), texts(opened, ".paths td:last-child"), strict=True))
     assert "M.W" in goes_to["Q_GW"]
@@ -313,6 +316,16 @@ def test_counterparts_are_highlighted_and_differences_marked(opened: Browser) ->
     assert row(opened, "result")[1].startswith("int8 ") and "result" in texts(opened, ".differs th")
     opened.press("Escape")
     assert opened.run("return details.hidden")
+
+
+def test_like_nodes_are_drawn_as_one(opened: Browser) -> None:
+    visit(opened, layer="a1", direction="backward")
+    assert "9 × Slice" in texts(opened, ".pane:nth-child(2) .title")
+    opened.click(".pane:nth-child(2) [data-name='a1/tap00']")
+    assert len(row(opened, "drawn as one with")[1].split()) == 8
+    visit(opened, layer="a1", direction="backward", whole="1")
+    assert texts(opened, ".pane:nth-child(2) .title").count("Slice") >= 9
+    assert opened.log() == []
 
 
 def test_keys(opened: Browser) -> None:

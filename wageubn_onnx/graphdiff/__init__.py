@@ -1,7 +1,7 @@
 """`diff`: what differs between two ONNX files, whatever their nodes are called and however they are ordered.
 
 `view` reads, `match` finds counterparts, `compare` looks at every pair, `paths` arranges two of our stages by layer and data
-path, `result` is what comes of it, `report` prints it. docs/diff.md says what is claimed.
+path, `result` is what comes of it, `report` prints it, `page` draws it. docs/diff.md says what is claimed.
 """
 
 from __future__ import annotations

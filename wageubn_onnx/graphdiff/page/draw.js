@@ -30,7 +30,12 @@ function fitted(string, font, width) {
   return `${string.slice(0, length)}…`;
 }
 
-const FONTS = { title: "600 12px system-ui, sans-serif", more: "12px system-ui, sans-serif", sub: "11px ui-monospace, monospace", port: "11px system-ui, sans-serif" };
+const FONTS = {
+  title: "600 12px system-ui, sans-serif",
+  more: "12px system-ui, sans-serif",
+  sub: "11px ui-monospace, monospace",
+  port: "11px system-ui, sans-serif",
+};
 
 /**
  * Draw a graph (graphOf) as SVG. `status(node)` is the mark in an item's corner; `on` has enter, leave and choose, called with
@@ -39,7 +44,10 @@ const FONTS = { title: "600 12px system-ui, sans-serif", more: "12px system-ui, 
 function svgOf({ items, edges }, status, on) {
   for (const item of items) {
     const { title, more, sub } = (item.labels = labels(item));
-    const first = item.kind === "port" ? widthOf(title, FONTS.port) : widthOf(title, FONTS.title) + widthOf(`  ${more}`, FONTS.more);
+    const first =
+      item.kind === "port"
+        ? widthOf(title, FONTS.port)
+        : widthOf(title, FONTS.title) + widthOf(`  ${more}`, FONTS.more);
     const widths = [first, widthOf(sub, FONTS.sub)];
     item.width = Math.min(LINE.widest, Math.max(64, ...widths) + 2 * LINE.padding);
     item.height = item.kind === "port" ? LINE.port : LINE.node;
@@ -48,8 +56,12 @@ function svgOf({ items, edges }, status, on) {
   const lines = edges.map((edge) => (edge.drawn = drawEdge(edge)));
   const boxes = items.map((item) => (item.drawn = drawItem(item, status, on)));
   const title = "Use the arrow keys to go along the edges, Enter for details.";
-  const made = s("svg", { viewBox: `0 0 ${size.width} ${size.height}`, role: "group", "aria-label": title },
-    s("g", { class: "edges" }, lines), s("g", null, boxes));
+  const made = s(
+    "svg",
+    { viewBox: `0 0 ${size.width} ${size.height}`, role: "group", "aria-label": title },
+    s("g", { class: "edges" }, lines),
+    s("g", null, boxes),
+  );
   return Object.assign(made, { size });
 }
 
@@ -72,8 +84,11 @@ function drawEdge(edge) {
   const tensors = [...edge.tensors];
   const isScalar = tensors.every((tensor) => /\[\]$/.test(tensor.type));
   d += "m-3.5,-6l3.5,6l3.5,-6"; // the tip: every line ends straight downwards
-  return s("path", { d, class: isScalar ? "edge scalar" : "edge" },
-    s("title", null, tensors.map((tensor) => `${tensor.name}: ${tensor.type}`).join("\n")));
+  return s(
+    "path",
+    { d, class: isScalar ? "edge scalar" : "edge" },
+    s("title", null, tensors.map((tensor) => `${tensor.name}: ${tensor.type}`).join("\n")),
+  );
 }
 
 const MARKS = { "": "", "+": "inserted", "−": "gone", "≈": "replaced" };
@@ -87,19 +102,40 @@ function drawItem(item, status, on) {
   const kind = isPort ? `port ${node.place || "link"}` : node.isQuantizer ? "quantizer" : "plain";
   const words = [title, more, sub, isPort ? "" : `data path ${node.path || "none"}`, MARKS[mark]];
   const room = width - 2 * LINE.padding + 2;
-  return s("g", {
-    class: `item ${kind} ${MARKS[mark]}`, "data-family": familyOf(node.path), tabindex: -1, role: "button",
-    "data-name": node.name, "aria-label": words.filter(Boolean).join(", "), transform: `translate(${left},${top})`,
-    onmouseenter: (e) => on.enter(item, e), onmouseleave: (e) => on.leave(item, e), onclick: (e) => on.choose(item, e),
-    onfocus: (e) => on.enter(item, e), onblur: (e) => on.leave(item, e),
-  },
+  return s(
+    "g",
+    {
+      class: `item ${kind} ${MARKS[mark]}`,
+      "data-family": familyOf(node.path),
+      tabindex: -1,
+      role: "button",
+      "data-name": node.name,
+      "aria-label": words.filter(Boolean).join(", "),
+      transform: `translate(${left},${top})`,
+      onmouseenter: (e) => on.enter(item, e),
+      onmouseleave: (e) => on.leave(item, e),
+      onclick: (e) => on.choose(item, e),
+      onfocus: (e) => on.enter(item, e),
+      onblur: (e) => on.leave(item, e),
+    },
     s("title", null, isPort ? title : item.nodes.map((n) => n.name).join("\n")),
     item.nodes.length > 1 && s("rect", { class: "behind", x: 4, y: -4, width, height, rx: 6 }),
     s("rect", { class: "box", width, height, rx: isPort ? height / 2 : 6 }),
-    !isPort && !node.isQuantizer && s("path", { class: "stripe", d: `M0,6 a6,6 0 0 1 6,-6 V${height} a6,6 0 0 1 -6,-6 z` }),
+    !isPort &&
+      !node.isQuantizer &&
+      s("path", { class: "stripe", d: `M0,6 a6,6 0 0 1 6,-6 V${height} a6,6 0 0 1 -6,-6 z` }),
     isPort
       ? s("text", { x: width / 2, y: height / 2 + 4, class: "line port-text" }, fitted(title, FONTS.port, room))
-      : [s("text", { x: width / 2, y: 17, class: "line title" }, fitted(title, FONTS.title, room), more && s("tspan", { dx: 7 }, more)),
-        s("text", { x: width / 2, y: 31, class: "line sub" }, fitted(sub, FONTS.sub, room))],
-    mark && s("g", { class: "mark" }, s("circle", { cx: width - 2, cy: 2, r: 7.5 }), s("text", { x: width - 2, y: 6 }, mark)));
+      : [
+          s(
+            "text",
+            { x: width / 2, y: 17, class: "line title" },
+            fitted(title, FONTS.title, room),
+            more && s("tspan", { dx: 7 }, more),
+          ),
+          s("text", { x: width / 2, y: 31, class: "line sub" }, fitted(sub, FONTS.sub, room)),
+        ],
+    mark &&
+      s("g", { class: "mark" }, s("circle", { cx: width - 2, cy: 2, r: 7.5 }), s("text", { x: width - 2, y: 6 }, mark)),
+  );
 }

@@ -17,7 +17,9 @@ function graphOf(nodes, whole) {
   const isHidden = (node) => !whole && PLUMBING.has(node.op) && !node.isQuantizer && node.operands.length > 0;
   const visible = nodes.filter((node) => !isHidden(node));
   if (!visible.length && nodes.length) return graphOf(nodes, true);
-  const items = [], edges = new Map(), itemOf = new Map();
+  const items = [],
+    edges = new Map(),
+    itemOf = new Map();
   for (const group of whole ? visible.map((node) => [node]) : alike(visible)) {
     const item = { kind: "node", nodes: group, node: group[0] };
     items.push(item);
@@ -25,7 +27,8 @@ function graphOf(nodes, whole) {
   }
   /** Through what is hidden, to the tensor that it comes from. */
   const origin = (tensor) => {
-    while (tensor && tensor.maker && inside.has(tensor.maker) && !itemOf.has(tensor.maker)) tensor = tensor.maker.operands[0];
+    while (tensor && tensor.maker && inside.has(tensor.maker) && !itemOf.has(tensor.maker))
+      tensor = tensor.maker.operands[0];
     return tensor;
   };
   const outside = new Map();
@@ -43,10 +46,15 @@ function graphOf(nodes, whole) {
       const tensor = origin(operand);
       if (!tensor || tensor.isConstant) continue;
       const maker = tensor.maker;
-      connect(itemOf.get(maker) || port(`from ${maker.index}`, { role: "from", node: maker, tensor }), itemOf.get(node), tensor);
+      connect(
+        itemOf.get(maker) || port(`from ${maker.index}`, { role: "from", node: maker, tensor }),
+        itemOf.get(node),
+        tensor,
+      );
     }
   }
-  for (const node of nodes) { // what is read outside, also from hidden nodes
+  for (const node of nodes) {
+    // what is read outside, also from hidden nodes
     for (const result of node.results) {
       for (const user of result.users) {
         if (inside.has(user)) continue;
@@ -84,7 +92,11 @@ function labels(item) {
     return { title: symbolOf(node.path), more: form, sub: node.op };
   }
   const isSlot = node.op === "Identity" && node.path;
-  return { title: item.nodes.length > 1 ? `${item.nodes.length} × ${node.op}` : node.op, more: isSlot ? `for ${symbolOf(node.path)}` : "", sub: result };
+  return {
+    title: item.nodes.length > 1 ? `${item.nodes.length} × ${node.op}` : node.op,
+    more: isSlot ? `for ${symbolOf(node.path)}` : "",
+    sub: result,
+  };
 }
 
 function portLabel({ role, node, tensor, readers }) {
@@ -98,7 +110,10 @@ function portLabel({ role, node, tensor, readers }) {
 /** What became of a layer's data paths from stage a to stage b: a row each, those of `direction`. */
 function rowsOf(a, b, layer, direction) {
   const rows = new Map();
-  for (const [side, stage] of [["a", a], ["b", b]]) {
+  for (const [side, stage] of [
+    ["a", a],
+    ["b", b],
+  ]) {
     for (const node of nodesOf(stage, layer, direction)) {
       if (!rows.has(node.path)) rows.set(node.path, { path: node.path, a: [], b: [], kept: 0, readers: new Map() });
       rows.get(node.path)[side].push(node);
@@ -110,7 +125,9 @@ function rowsOf(a, b, layer, direction) {
     row.passes = [...new Set(fresh.map((node) => passesInWords(node.passes)))];
     for (const user of row.b.flatMap((node) => node.results.flatMap((result) => result.users))) {
       if (user.layer === layer && user.path === row.path && !user.place) continue;
-      const label = user.place ? `output ${user.name}` : [user.layer === layer ? "" : DATA.layers[user.layer], user.path].join(" ").trim();
+      const label = user.place
+        ? `output ${user.name}`
+        : [user.layer === layer ? "" : DATA.layers[user.layer], user.path].join(" ").trim();
       if (!row.readers.has(label)) row.readers.set(label, user);
     }
   }

@@ -10,7 +10,14 @@ const SWEEPS = 24;
  */
 function layout(items, edges) {
   const ranks = rankOf(items.length, edges);
-  const cells = items.map((item, i) => ({ item, rank: ranks[i], width: item.width, height: item.height, up: [], down: [] }));
+  const cells = items.map((item, i) => ({
+    item,
+    rank: ranks[i],
+    width: item.width,
+    height: item.height,
+    up: [],
+    down: [],
+  }));
   const chains = edges.map((edge) => chain(cells, edge));
   const rows = inRows(cells);
   order(rows);
@@ -35,7 +42,8 @@ function rankOf(count, edges) {
     }
   }
   for (const i of sorted.reverse()) {
-    if (readers[i].length && readers[i].length >= makers[i].length) ranks[i] = Math.min(...readers[i].map((r) => ranks[r])) - 1;
+    if (readers[i].length && readers[i].length >= makers[i].length)
+      ranks[i] = Math.min(...readers[i].map((r) => ranks[r])) - 1;
   }
   const least = Math.min(...ranks);
   return ranks.map((rank) => rank - least);
@@ -60,7 +68,8 @@ function chain(cells, edge) {
 function inRows(cells) {
   const rows = Array.from({ length: 1 + Math.max(...cells.map((c) => c.rank)) }, () => []);
   const seen = new Set();
-  const visit = (cell) => { // depth first, so that what belongs together starts together
+  const visit = (cell) => {
+    // depth first, so that what belongs together starts together
     if (seen.has(cell)) return;
     seen.add(cell);
     cell.slot = rows[cell.rank].push(cell) - 1;
@@ -79,7 +88,9 @@ function order(rows) {
   for (let sweep = 0; sweep < SWEEPS && best; sweep++) {
     const side = sweep % 2 ? "down" : "up";
     for (const row of sweep % 2 ? [...rows].reverse() : rows) {
-      const key = new Map(row.map((cell) => [cell, cell[side].length ? mean(cell[side].map((c) => c.slot)) : cell.slot]));
+      const key = new Map(
+        row.map((cell) => [cell, cell[side].length ? mean(cell[side].map((c) => c.slot)) : cell.slot]),
+      );
       row.sort((a, b) => key.get(a) - key.get(b) || a.slot - b.slot);
       row.forEach((cell, slot) => (cell.slot = slot));
     }
@@ -100,14 +111,21 @@ function crossings(rows) {
 
 /** Centres: each row as near to the places that its cells want as its order and the gaps allow. */
 function place(rows) {
-  for (const row of rows) settle(row, row.map(() => 0));
+  for (const row of rows)
+    settle(
+      row,
+      row.map(() => 0),
+    );
   for (let sweep = 0; sweep < SWEEPS; sweep++) {
     const sides = [["up"], ["down"], ["up", "down"]][sweep % 3];
     for (const row of sweep % 3 === 1 ? [...rows].reverse() : rows) {
-      settle(row, row.map((cell) => {
-        const near = sides.flatMap((side) => cell[side]);
-        return near.length ? mean(near.map((c) => c.x)) : cell.x;
-      }));
+      settle(
+        row,
+        row.map((cell) => {
+          const near = sides.flatMap((side) => cell[side]);
+          return near.length ? mean(near.map((c) => c.x)) : cell.x;
+        }),
+      );
     }
   }
 }
@@ -140,7 +158,9 @@ function draw(items, cells, rows, edges, chains) {
     for (const cell of row) Object.assign(cell, { x: Math.round(cell.x - left), y: top + height / 2, band: height });
     top += height + GAP.rank;
   }
-  items.forEach((item, i) => Object.assign(item, { x: cells[i].x, y: cells[i].y, rank: cells[i].rank, slot: cells[i].slot }));
+  items.forEach((item, i) =>
+    Object.assign(item, { x: cells[i].x, y: cells[i].y, rank: cells[i].rank, slot: cells[i].slot }),
+  );
   edges.forEach((edge, i) => {
     const [first, last] = [chains[i][0], chains[i][chains[i].length - 1]];
     const points = [[end(chains, chains[i], 0), first.y + first.height / 2, first.y + first.band / 2]];

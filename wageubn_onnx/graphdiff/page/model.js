@@ -26,7 +26,11 @@ class Stage {
 
   decode() {
     const tensors = this.raw.constants.map(([name, type, value]) => ({
-      name: DATA.strings[name], type: DATA.strings[type], value: DATA.strings[value], isConstant: true, users: [],
+      name: DATA.strings[name],
+      type: DATA.strings[type],
+      value: DATA.strings[value],
+      isConstant: true,
+      users: [],
     }));
     this.decoded = this.raw.nodes.map(([kind, layer, ...operands], index) => {
       const [place, op, name, path, passes, source, bits, format, attributes, results] = DATA.kinds[kind];
@@ -62,8 +66,10 @@ class Stage {
     return (this.nodes, this.byLayer.get(layer) || []);
   }
 
+  /** The node of a name, else the input or output. */
   find(name) {
-    return this.nodes.find((node) => node.name === name && !node.place);
+    const found = this.nodes.filter((node) => node.name === name);
+    return found.find((node) => !node.place) || found[0];
   }
 }
 
@@ -87,14 +93,16 @@ function replacements(node, stage) {
 const PRODUCT = /^(Conv|MatMul|Gemm)/;
 
 /** What a data path has one of: its quantizer (in float the Identity that keeps its place), its product. */
-const dutyOf = (node) => (node.isQuantizer || (node.op === "Identity" && node.path) ? "quantizer" : PRODUCT.test(node.op) ? "product" : "");
+const dutyOf = (node) =>
+  node.isQuantizer || (node.op === "Identity" && node.path) ? "quantizer" : PRODUCT.test(node.op) ? "product" : "";
 
 /** The node of `stage` that does the duty of `node`, to which nothing corresponds; null where several do, or none. */
 function standIn(node, stage) {
   const duty = dutyOf(node);
   if (!duty || node.stage === stage || counterpart(node, stage)) return null;
   const others = replacements(node, stage).filter((other) => dutyOf(other) === duty);
-  const rivals = others.length === 1 ? replacements(others[0], node.stage).filter((other) => dutyOf(other) === duty) : [];
+  const rivals =
+    others.length === 1 ? replacements(others[0], node.stage).filter((other) => dutyOf(other) === duty) : [];
   return rivals.length === 1 ? others[0] : null;
 }
 
@@ -138,7 +146,8 @@ function formatInWords(format) {
   return `${dtype} · 2${raised}`;
 }
 
-const FAMILIES = [ // of data paths: a colour and a word each; the first that fits
+const FAMILIES = [
+  // of data paths: a colour and a word each; the first that fits
   ["loss", "loss", ["S.t", "S.p", "loss"]],
   ["activation", "activations", ["I", "A", "S"]],
   ["parameter", "parameters", ["W", "bias", "gamma", "beta"]],
@@ -153,6 +162,8 @@ const FAMILIES = [ // of data paths: a colour and a word each; the first that fi
 
 /** The colour's name for a data path. */
 function familyOf(path) {
-  const found = FAMILIES.find(([, , members]) => members.some((m) => (m.endsWith(".") ? path.startsWith(m) : path === m)));
+  const found = FAMILIES.find(([, , members]) =>
+    members.some((m) => (m.endsWith(".") ? path.startsWith(m) : path === m)),
+  );
   return found ? found[0] : "other";
 }

@@ -4,10 +4,22 @@ const THEMES = { auto: "as the system", light: "light", dark: "dark" };
 let theme = "auto";
 
 function themeSwitch() {
-  return h("label", { class: "theme" }, "Theme ", h("select", { id: "theme", onchange: (e) => {
-    theme = e.target.value;
-    document.documentElement.dataset.theme = theme;
-  } }, Object.entries(THEMES).map(([value, label]) => h("option", { value, selected: value === theme }, label))));
+  return h(
+    "label",
+    { class: "theme" },
+    "Theme ",
+    h(
+      "select",
+      {
+        id: "theme",
+        onchange: (e) => {
+          theme = e.target.value;
+          document.documentElement.dataset.theme = theme;
+        },
+      },
+      Object.entries(THEMES).map(([value, label]) => h("option", { value, selected: value === theme }, label)),
+    ),
+  );
 }
 
 function render() {
@@ -16,8 +28,15 @@ function render() {
   const scrolled = listed.scrollTop;
   details.hidden = true;
   document.body.classList.remove("with-details");
-  const tab = (view, label) => h("a", { href: address({ view }), "aria-current": state.view === view && "page" }, label);
-  const header = h("header", { class: "top" }, h("h1", null, DATA.title), h("nav", null, tab("pipeline", "Pipeline"), tab("layers", "Layers")), themeSwitch());
+  const tab = (view, label) =>
+    h("a", { href: address({ view }), "aria-current": state.view === view && "page" }, label);
+  const header = h(
+    "header",
+    { class: "top" },
+    h("h1", null, DATA.title),
+    h("nav", null, tab("pipeline", "Pipeline"), tab("layers", "Layers")),
+    themeSwitch(),
+  );
   document.body.replaceChildren(header, state.view === "pipeline" ? pipelineView() : layersView());
   if (state.view !== "layers") return;
   rescale(0);
@@ -25,7 +44,11 @@ function render() {
   listed.scrollTop = scrolled;
   listed.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   const node = state.node && [panes[1], panes[0]].map((p) => p.stage.find(state.node)).find(Boolean);
-  if (node) showDetails(node, panes.find((p) => p.stage === node.stage));
+  if (node)
+    showDetails(
+      node,
+      panes.find((p) => p.stage === node.stage),
+    );
   if (focused) document.getElementById(focused)?.focus();
 }
 
@@ -37,7 +60,8 @@ function center(p) {
 
 document.addEventListener("keydown", (event) => {
   const isTyping = /INPUT|SELECT/.test(event.target.tagName || "");
-  if (event.key === "/" && !isTyping && state.view === "layers") (event.preventDefault(), document.getElementById("search").focus());
+  if (event.key === "/" && !isTyping && state.view === "layers")
+    (event.preventDefault(), document.getElementById("search").focus());
   if (event.key === "Escape" && !details.hidden) closeDetails();
 });
 window.addEventListener("hashchange", render);

@@ -30,15 +30,22 @@ function address(changes) {
 }
 
 const go = (changes) => (location.hash = address(changes));
-const toNode = (node) => ({ view: "layers", layer: DATA.layers[node.layer], direction: node.direction, node: node.name });
+const toNode = (node) => ({
+  view: "layers",
+  layer: DATA.layers[node.layer],
+  direction: node.direction,
+  node: node.name,
+});
 const link = (changes, ...children) => h("a", { href: address(changes) }, ...children);
 
 /** A link to a node; an input or output leads to its first reader or its maker. */
 function nodeLink(node, label) {
-  const target = node.place === "input" ? node.results[0].users.find((u) => !u.place) : node.place ? node.operands[0].maker : node;
+  const target =
+    node.place === "input" ? node.results[0].users.find((u) => !u.place) : node.place ? node.operands[0].maker : node;
   const layer = DATA.layers[node.layer];
   const words = label || (node.place ? `${node.place} ${node.name}` : node.name || node.op);
   return target && !target.place ? link(toNode(target), words) : h("span", null, words || layer);
 }
 
-const chip = (path) => h("span", { class: "chip", "data-family": familyOf(path), title: meaningOf(path) }, symbolOf(path) || "none");
+const chip = (path) =>
+  h("span", { class: "chip", "data-family": familyOf(path), title: meaningOf(path) }, symbolOf(path) || "none");
