@@ -12,10 +12,12 @@ from wageubn_onnx.passes.targets.kernels import Type, tensor_types
 
 ALIGN = 8  # bytes
 VIEWS = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))  # the same bytes under another shape
-IN_PLACE = frozenset(  # kernels that read element i of an operand for element i of the result alone, before they write it
-    ("Abs", "Add", "And", "BitwiseAnd", "BitwiseXor", "Cast", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less")
-    + ("LessOrEqual", "Mul", "Neg", "Not", "Or", "Sub", "Where")
+# Kernels that read element i of their operands for element i of the result alone ...
+BY_ELEMENT = frozenset(  # ... and before they write it: any operand may become the result
+    ("Abs", "Add", "Cast", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Neg", "Not", "Sub")
+    + ("Where",)
 )
+FROM_FIRST = frozenset(("And", "BitwiseAnd", "BitwiseXor", "Max", "Min", "Or"))  # ... copied from the first: that one alone may
 
 
 @dataclass
@@ -79,11 +81,13 @@ def planned(model: onnx.ModelProto, homes: Mapping[str, str]) -> Memory:
 
 def _in_place(node: onnx.NodeProto, name: str, roots: Mapping[str, str], types: Mapping[str, Type]) -> bool:
     """Whether the result may take the bytes of operand ``name``."""
-    if node.op_type not in IN_PLACE or not name:
-        return False
     made, root = types[node.output[0]], roots.get(name, name)
-    same = [types[other] for other in node.input if other and roots.get(other, other) == root]
-    return all(kind.shape == made.shape and kind.dtype.itemsize == made.dtype.itemsize for kind in same)
+    same = [other for other in node.input if other and roots.get(other, other) == root]
+    if node.op_type in FROM_FIRST:
+        suits = same == [node.input[0]]
+    else:
+        suits = node.op_type in BY_ELEMENT and bool(same)
+    return suits and all((types[o].shape, types[o].dtype.itemsize) == (made.shape, made.dtype.itemsize) for o in same)
 
 
 def _place(buffers: list[_Buffer]) -> int:
