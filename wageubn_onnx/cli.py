@@ -440,6 +440,7 @@ def passes(as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=PATH, metavar="OUT", help="The folder to write.")
 @click.option("--state", type=PATH, help="Begin with this trained state instead of the folder's initial one.")
 @click.option("--portable", is_flag=True, help="onnxruntime: refuse what release 1.17 has no kernel for.")
+@click.option("--budget", help="c: the most static memory, such as 256k; where more is needed, say what would fit.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
 def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
     """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there."""

@@ -30,7 +30,7 @@ def reversed_slices_to_gathers(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         shape = shapes[node.output[0]]
         if shapes.get(node.input[0]) != shape or (steps != -1).any():
-            raise WageubnError(f"node {node.name!r} (Slice): goes backwards over a part of an axis, or by more than 1; cut it first")
+            raise WageubnError(f"node {node.name!r} (Slice): runs backwards over a part of an axis; cut it first")
         name, axes = node.input[0], constants[node.input[3]]
         for axis in map(int, axes):
             last = axis == axes[-1]

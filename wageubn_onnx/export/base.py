@@ -22,12 +22,13 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact folder."""
+    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact folder, and that."""
 
     step: onnx.ModelProto
     evaluation: onnx.ModelProto
     state: dict[str, Array]
     manifest: dict[str, Any]
+    folder: Path | None = None
 
     @staticmethod
     def of(folder: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Bundle:
@@ -38,7 +39,7 @@ class Bundle:
         artifacts = ArtifactFolder(folder)
         step, evaluation = (load_model(artifacts.model(section)) for section in ("step", "eval"))
         tensors, _ = load_tensors(artifacts.state_file("state") if state is None else state)
-        bundle = Bundle(step, evaluation, tensors, artifacts.manifest)
+        bundle = Bundle(step, evaluation, tensors, artifacts.manifest, artifacts.path)
         bundle.check_state()
         return bundle
 

@@ -83,10 +83,7 @@ def _in_place(node: onnx.NodeProto, name: str, roots: Mapping[str, str], types: 
     """Whether the result may take the bytes of operand ``name``."""
     made, root = types[node.output[0]], roots.get(name, name)
     same = [other for other in node.input if other and roots.get(other, other) == root]
-    if node.op_type in FROM_FIRST:
-        suits = same == [node.input[0]]
-    else:
-        suits = node.op_type in BY_ELEMENT and bool(same)
+    suits = same == [node.input[0]] if node.op_type in FROM_FIRST else node.op_type in BY_ELEMENT and bool(same)
     return suits and all((types[o].shape, types[o].dtype.itemsize) == (made.shape, made.dtype.itemsize) for o in same)
 
 
