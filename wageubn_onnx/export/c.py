@@ -491,24 +491,28 @@ class Compiled:
 
     def steps(self, state: Tensors, feeds: Sequence[Tensors]) -> Iterator[dict[str, Array]]:
         """See `base.Runner`."""
+        with tempfile.TemporaryDirectory() as scratch:
+            program = Path(scratch) / "program"
+            self.build(program)
+            yield from self.run(program, state, feeds)
+
+    def run(self, program: Path, state: Tensors, feeds: Sequence[Tensors]) -> Iterator[dict[str, Array]]:
+        """The same by a program that `build` made, whose folder gets input.bin and output.bin."""
         manifest = ArtifactFolder(self.folder).manifest
         members, network = manifest["c"], bytes.fromhex(manifest["c"]["network"])
         outs = {entry["key"]: entry["out"] for entry in manifest["state"]}
-        with tempfile.TemporaryDirectory() as scratch:
-            place = Path(scratch)
-            self.build(place / "program")
-            with (place / "input.bin").open("wb") as file:
-                file.write(MAGIC + network + _packed(members["state"], state))
-                for fed in feeds:
-                    file.write(_packed(members["batch"], {key: fed[manifest["step"][key]] for key in BATCH}))
-            done = _run([*self.command, str(place / "program")], place)
-            if done.returncode:
-                raise WageubnError(f"{self.folder}: {self.name}: exit code {done.returncode} {done.stderr.strip()[:200]}")
-            with (place / "output.bin").open("rb") as file:
-                for _ in feeds:
-                    file.read(len(MAGIC) + len(network))
-                    found = _unpacked(members["state"], file)
-                    yield {outs[key]: value for key, value in found.items()} | _unpacked(members["result"], file)
+        with (program.parent / "input.bin").open("wb") as file:
+            file.write(MAGIC + network + _packed(members["state"], state))
+            for fed in feeds:
+                file.write(_packed(members["batch"], {key: fed[manifest["step"][key]] for key in BATCH}))
+        done = _run([*self.command, str(program)], program.parent)
+        if done.returncode:
+            raise WageubnError(f"{self.folder}: {self.name}: exit code {done.returncode} {done.stderr.strip()[:200]}")
+        with (program.parent / "output.bin").open("rb") as file:
+            for _ in feeds:
+                file.read(len(MAGIC) + len(network))
+                found = _unpacked(members["state"], file)
+                yield {outs[key]: value for key, value in found.items()} | _unpacked(members["result"], file)
 
 
 def _packed(members: Sequence[Mapping[str, Any]], values: Tensors) -> bytes:
