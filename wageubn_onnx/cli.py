@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wageubn_onnx.config import BN, LAYOUTS, PRESETS, Config
@@ -104,7 +105,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a shape in brackets is no markup
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no edge to fold at
         console.width = max(console.width, console.measure(table, options=console.options.update(width=UNFOLDED)).maximum)

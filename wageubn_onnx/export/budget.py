@@ -18,7 +18,7 @@ def what_fits(bundle: Bundle, needed: Callable[[Bundle], int], budget: int) -> s
 
     needed: bytes of a bundle, which is made anew from the folder's forward.onnx each time: nothing is extrapolated.
     """
-    if bundle.folder is None:
+    if bundle.folder == Path():
         return "convert for a smaller batch, or with --train-last"
     source, config = bundle.folder / bundle.manifest["fp_eval"]["model"], _config(bundle)
     while config.batch > 1:
