@@ -236,7 +236,7 @@ def test_audit_exits_with_one_where_something_is_found(pretend: Callable[..., No
     def audit(path: Path) -> Any:
         bad = path.name == "int_eval.onnx"
         findings = [SimpleNamespace(kind="dtype", where="node a", message="float32 on a data path")] if bad else []
-        return SimpleNamespace(ok=not bad, findings=findings, coverage={"nodes": 7})
+        return SimpleNamespace(ok=not bad, findings=findings, coverage={"nodes": 7}, float_parameters=[])
 
     pretend("wageubn_onnx.proofs.audit", audit=audit)
     passed = run("audit", folder / "int_training.onnx")

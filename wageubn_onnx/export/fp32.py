@@ -60,6 +60,10 @@ def _first_input(model: onnx.ModelProto) -> str:
 
 
 def _fill(model: onnx.ModelProto, values: dict[str, Array]) -> None:
+    """Put ``values`` into a `forward`, whose parameters become constants: only then do runtimes fold BN and the like."""
+    images = [i for i in model.graph.input if i.name == _first_input(model)]
+    del model.graph.input[:]
+    model.graph.input.extend(images)
     for tensor in model.graph.initializer:
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[tensor.name].astype("float32"), tensor.name))
