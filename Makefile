@@ -18,10 +18,10 @@ test-slow: $(VENV)/.dev
 # The same bits everywhere: docs/backends.md
 OLD := $(VENV)-onnxruntime-1.17
 VERIFY = $(BIN)/wageubn-onnx verify build/backends
-test-backends: $(VENV)/.dev $(OLD)/.tried
+test-backends: $(VENV)/.dev $(VENV)/.c $(VENV)/.iree build/web/.tried $(OLD)/.tried
 	$(BIN)/python tests/backends.py build/backends
 	$(VERIFY)/tiny --steps 10 $$(cat $(OLD)/.tried)
-	$(VERIFY)/digits --steps 20 --targets $(FAST) $$(cat $(OLD)/.tried)
+	$(VERIFY)/digits --steps 20 --targets $(FAST)$$(cat build/web/.tried $(VENV)/.c $(VENV)/.iree) $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet20 --steps 2 --targets onnxruntime $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
 
@@ -40,6 +40,17 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ $(VENV)/.demo
+
+# Each says which target it adds, or is empty where that is not to be had
+build/web/.tried:
+	mkdir -p $(@D)
+	if npm install --silent --prefix $(@D) onnxruntime-web@1.30.0 >&2; then printf ,web; fi > $@
+
+$(VENV)/.c: $(VENV)/.dev
+	if $(BIN)/python -m pip install --quiet -e ".[c]" >&2 && command -v gcc >&2; then printf ,c; fi > $@
+
+$(VENV)/.iree: $(VENV)/.dev
+	if $(BIN)/python -m pip install --quiet -e ".[iree]" >&2; then printf ,iree; fi > $@
 
 # An onnxruntime of 2024, or an empty file where this Python is too new for it
 $(OLD)/.tried:

@@ -530,6 +530,7 @@ def passes(as_json: bool) -> None:
 @click.option("--source", type=PATH, help="fp32: the ONNX file that was converted, to write the trained parameters into.")
 @click.option("--data", type=PATH, metavar="DATA", help="web: images and labels for the page to train on.")
 @click.option("--budget", help="c: the most static memory, such as 256k; where more is needed, say what would fit.")
+@click.option("--triple", help="iree: the platform to compile for, such as aarch64-linux-gnu [default: this one].")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
 def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
     """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there.

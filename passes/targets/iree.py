@@ -1,0 +1,46 @@
+"""The step in operators that IREE 3.13 compiles, and compiles right: int16 as int32, int64 Neg as a subtraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+T = onnx.TensorProto
+ZERO = "iree/zero"
+
+
+def for_iree(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same integers; ``model`` is tidy, and stays as it is.
+
+    It casts nothing to int16: inputs, outputs and tensors of int16 become int32, where their values are the same, since nothing
+    overflows. It negates int64 in float32: 0 - x is exact.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
+    nodes = [made for node in graph.node for made in _rewritten(node, dtypes)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value in values:
+        if value.type.tensor_type.elem_type == T.INT16:
+            value.type.tensor_type.elem_type = T.INT32
+    for tensor in graph.initializer:
+        if tensor.data_type == T.INT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name))
+    if any(ZERO in node.input for node in nodes):
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), ZERO))
+    return result
+
+
+def _rewritten(node: onnx.NodeProto, dtypes: dict[str, int]) -> Iterator[onnx.NodeProto]:
+    if node.op_type == "Neg" and dtypes[node.input[0]] == T.INT64:
+        node.op_type = "Sub"
+        node.input.insert(0, ZERO)
+    if node.op_type == "Cast" and node.attribute[0].i == T.INT16:
+        node.attribute[0].i = T.INT32
+    yield node
