@@ -21,18 +21,18 @@ def what_fits(bundle: Bundle, needed: Callable[[Bundle], int], budget: int) -> s
     if bundle.folder == Path():
         return "convert for a smaller batch, or with --train-last"
     source, config = bundle.folder / bundle.manifest["fp_eval"]["model"], _config(bundle)
+    size = needed(bundle)
     while config.batch > 1:
         config = replace(config, batch=config.batch // 2)
         size = needed(_bundle(source, config))
         if size <= budget:
             return f"convert with --batch {config.batch}, which needs {size:,}"
     layers = {e["layer"] for e in bundle.manifest["tensors"].values() if e.get("kind") == "W"}
-    least = 0
     for count in range(len(layers) - 1, 0, -1):
-        least = needed(_bundle(source, replace(config, train_last=count)))
-        if least <= budget:
-            return f"convert with --batch 1 --train-last {count}, which needs {least:,}"
-    return f"even --batch 1 --train-last 1 needs {least or size:,}"
+        size = needed(_bundle(source, replace(config, train_last=count)))
+        if size <= budget:
+            return f"convert with --batch 1 --train-last {count}, which needs {size:,}"
+    return f"even --batch 1 --train-last 1 needs {size:,}"
 
 
 def _bundle(source: Path, config: Config) -> Bundle:
