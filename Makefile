@@ -44,7 +44,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 # Each says which target it adds, or is empty where that is not to be had
 build/web/.tried:
 	mkdir -p $(@D)
-	if npm install --silent --prefix $(@D) onnxruntime-web@1.30.0 >&2; then printf ,web; fi > $@
+	if npm install --silent --fetch-retries 1 --fetch-timeout 60000 --prefix $(@D) onnxruntime-web@1.30.0 >&2; then printf ,web; fi > $@
 
 $(VENV)/.c: $(VENV)/.dev
 	if $(BIN)/python -m pip install --quiet -e ".[c]" >&2 && command -v gcc >&2; then printf ,c; fi > $@
