@@ -21,6 +21,7 @@ VERIFY = $(BIN)/wageubn-onnx verify build/backends
 test-backends: $(VENV)/.dev $(VENV)/.c $(VENV)/.iree build/web/.tried $(OLD)/.tried
 	$(BIN)/python tests/backends.py build/backends
 	$(VERIFY)/tiny --steps 10 $$(cat $(OLD)/.tried)
+	$(VERIFY)/tiny-fast --steps 5 $$(cat $(OLD)/.tried)
 	$(VERIFY)/digits --steps 20 --targets $(FAST)$$(cat build/web/.tried $(VENV)/.c $(VENV)/.iree) $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet20 --steps 2 --targets onnxruntime $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
