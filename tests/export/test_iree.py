@@ -47,6 +47,22 @@ def model(
 
 NEG = model([h.make_node("Neg", ["x"], ["y"])], {"x": (T.INT64, [2])}, T.INT64)
 CAST = model([h.make_node("Cast", ["x"], ["y"], to=T.INT16)], {"x": (T.INT32, [2])}, T.INT16)
+SLICE = model(
+    [
+        h.make_node("Cast", ["x"], ["wide"], to=T.INT32),
+        h.make_node("Slice", ["wide", "start", "end", "axes", "step"], ["strided"]),
+        h.make_node("Cast", ["strided"], ["narrow"], to=T.INT8),
+        h.make_node("Cast", ["narrow"], ["image"], to=T.UINT8),
+        h.make_node("ConvInteger", ["image", "weight", "zero", "zero"], ["y"]),
+    ],
+    {"x": (T.UINT8, ["N", 6, 6, 6]), "weight": (T.UINT8, [8, 6, 1, 1])},
+    T.INT32,
+    start=np.array([1, 1]),
+    end=np.array([6, 6]),
+    axes=np.array([2, 3]),
+    step=np.array([2, 2]),
+    zero=np.array(128, np.uint8),
+)
 X = np.array([2**24 + 1, -(2**40) - 1], np.int64)  # no float32
 
 
@@ -67,6 +83,16 @@ def test_a_cast_to_int16_is_not_compiled(tmp_path: Path) -> None:
     with pytest.raises(WageubnError, match="target iree: iree_compile: .*failed to legalize operation 'torch.operator'"):
         run(CAST, tmp_path)
     assert run(for_iree(CAST), tmp_path, np.array([5, -7], np.int32)).tolist() == [5, -7]
+
+
+@needs_iree
+def test_a_strided_slice_of_open_size_is_not_compiled_into_a_product(tmp_path: Path) -> None:
+    with pytest.raises(WageubnError, match="target iree: iree_compile: .*stack allocation size overflows"):
+        run(SLICE, tmp_path)
+    draw = np.random.default_rng(0)
+    feeds = {"x": draw.integers(0, 128, (4, 6, 6, 6), np.uint8), "weight": draw.integers(0, 256, (8, 6, 1, 1), np.uint8)}
+    (expected,) = ReferenceEvaluator(SLICE).run(None, feeds)
+    assert np.array_equal(run(iree._of_batch(SLICE, 4), tmp_path, *feeds.values()), expected)
 
 
 def test_the_pass_keeps_every_integer(tiny_artifacts: Artifacts, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def write(bundle: Bundle, folder: Path, triple: str | None = None) -> dict[str, 
 
 
 def _of_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """``model`` with its open size set: IREE does not compile a pooling of a tensor of open size."""
+    """``model`` with its open size set: IREE does not compile a product of a strided slice of open size."""
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
