@@ -132,7 +132,7 @@ def test_a_trained_state_is_exported(folder: Path, tmp_path: Path) -> None:
 
 def test_the_same_files_every_time(folder: Path, tmp_path: Path) -> None:
     for target in TARGETS:
-        if target.missing():
+        if target.missing() or target.name == "iree":  # a minute to compile: tests/export/test_iree.py
             continue
         first, second = (export(folder, target.name, tmp_path / f"{target.name}{i}") for i in range(2))
         files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())

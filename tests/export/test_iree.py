@@ -135,10 +135,11 @@ def test_the_step_and_its_example(tiny_folder: Path, tmp_path: Path) -> None:
 
 @needs_iree
 @pytest.mark.slow
-def test_a_program_for_another_platform(tiny_folder: Path, tmp_path: Path) -> None:
-    out = export(tiny_folder, "iree", tmp_path / "out", triple="aarch64-linux-gnu")
+def test_a_program_for_another_platform_and_its_bytes(tiny_folder: Path, tmp_path: Path) -> None:
+    out, again = (export(tiny_folder, "iree", tmp_path / name, triple="aarch64-linux-gnu") for name in ("out", "again"))
     for name in (iree.STEP, iree.EVAL):
         program = (out / name).read_bytes()
+        assert program == (again / name).read_bytes()
         at = program.index(b"\x7fELF")
         assert int.from_bytes(program[at + 18 : at + 20], "little") == AARCH64
     assert "aarch64-linux-gnu" in (out / "README.md").read_text()
