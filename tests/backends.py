@@ -18,7 +18,7 @@ from resnet18 import resnet18  # noqa: E402
 
 
 def main(out: Path) -> None:
-    """A network with every operator, in two profiles, the digits network, ResNet-20 for 32x32 images and ResNet-18 for 224x224."""
+    """A network with every operator (in two profiles), the digits network, ResNet-20 at 32x32 and ResNet-18 at 224x224."""
     resnet20 = build(Architecture((3, 3, 3), (16, 32, 64), 10, (3, 32, 32)))
     out.mkdir(parents=True, exist_ok=True)
     made = {"tiny": (tiny(), BATCH), "resnet20": (resnet20, 8), "resnet18": (resnet18(), 2)}
