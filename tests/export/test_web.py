@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from browser import TOOLS, chromium, served
 
+from browser import browser, missing, served
 from networks import BATCH, images, labels
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import web
@@ -79,36 +78,35 @@ def test_the_digits_network_in_webassembly(modules: Path, tmp_path: Path) -> Non
 
 def test_the_page_trains_in_the_browser(modules: Path, tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     """Two epochs of clicks; what it saves is the state of `TrainingSession` after the same batches, and it loads it again."""
-    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if absent:
-        pytest.skip(f"{absent[0]} is absent: apt install chromium chromium-driver")
+    if missing():
+        pytest.skip(f"{missing()[0]} is absent: apt install chromium chromium-driver")
     out = export(tiny_folder, "web", tmp_path / "out", data=data)
     (out / "node_modules").symlink_to(modules)
     saved = tmp_path / "trained.safetensors"
     ready = "return document.body.dataset.state === 'ready'"
-    with served(out) as address, chromium(tmp_path) as browser:
-        browser.open(address)
-        browser.wait(ready)
-        assert browser.run("return document.getElementById('error').textContent") == ""
-        before = browser.run("return document.getElementById('accuracy').textContent")
-        browser.run("rate.value = 0.25; epochs.value = 2; train.click()")
-        browser.wait(ready)
-        points = browser.run("return document.getElementById('raw').points.length")
-        after = browser.run("return document.getElementById('accuracy').textContent")
-        browser.run("save.click()")
-        browser.wait("return true")
+    with served(out) as address, browser(downloads=tmp_path) as page:
+        page.open(address)
+        page.wait(ready)
+        assert page.run("return document.getElementById('error').textContent") == ""
+        before = page.run("return document.getElementById('accuracy').textContent")
+        page.run("rate.value = 0.25; epochs.value = 2; train.click()")
+        page.wait(ready)
+        points = page.run("return document.getElementById('raw').points.length")
+        after = page.run("return document.getElementById('accuracy').textContent")
+        page.run("save.click()")
+        page.wait("return true")
         for _ in range(100):
             if saved.exists():
                 break
-            browser.wait("return new Promise((done) => setTimeout(() => done(true), 100))")
-        browser.open(address)
-        browser.wait(ready)
-        browser.upload("#load", saved)
-        browser.wait("return accuracy.textContent.includes('loaded')")
-        loaded = browser.run("return document.getElementById('accuracy').textContent")
-        browser.upload("#load", tiny_folder / "fp_state.safetensors")
-        browser.wait("return error.textContent")
-        refused = browser.run("return error.textContent")
+            page.wait("return new Promise((done) => setTimeout(() => done(true), 100))")
+        page.open(address)
+        page.wait(ready)
+        page.write("#load", str(saved))
+        page.wait("return accuracy.textContent.includes('loaded')")
+        loaded = page.run("return document.getElementById('accuracy').textContent")
+        page.write("#load", str(tiny_folder / "fp_state.safetensors"))
+        page.wait("return error.textContent")
+        refused = page.run("return error.textContent")
 
     session = TrainingSession(tiny_folder, threads=1)
     held, of = images(COUNT + TESTS), labels(COUNT + TESTS)

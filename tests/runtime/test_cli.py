@@ -295,7 +295,7 @@ def converted(tiny_artifacts: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_export_writes_a_folder_and_says_what_is_wrong(converted: Path, tmp_path: Path) -> None:
     result = run("export", converted, "--target", "onnxruntime", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "README.md says how to train" in result.output
+    assert "README.md says how to use it" in result.output
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["target"]["name"] == "onnxruntime"
     refused("target nothing: unknown", "export", converted, "--target", "nothing", "-o", tmp_path / "other")
     refused("no such folder", "export", tmp_path / "absent", "--target", "onnxruntime", "-o", tmp_path / "other")

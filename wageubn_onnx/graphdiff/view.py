@@ -276,11 +276,10 @@ class _Reader:
 
     def attributes(self, node: Node, proto: onnx.NodeProto, known: Mapping[str, Tensor | Constant]) -> None:
         defaults, keys = _defaults(proto.op_type, plain(proto.domain), self.opsets.get(plain(proto.domain), 0))
-        said = [a for a in proto.attribute if not _is_implied(a, proto)]
-        node.protos = defaults | {a.name: a for a in said}
-        node.attributes, node.given = dict(keys), frozenset(a.name for a in said)
+        node.protos = defaults | {a.name: a for a in proto.attribute}
+        node.attributes, node.given = dict(keys), frozenset(a.name for a in proto.attribute)
         read = len(node.operands)
-        for attribute in sorted(said, key=lambda a: a.name):
+        for attribute in sorted((a for a in proto.attribute if not _is_implied(a, proto)), key=lambda a: a.name):
             name = attribute.name
             graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
             if not graphs or attribute.ref_attr_name:

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over chromedriver's WebDriver protocol (W3C), for tests of the page."""
+"""Headless Chromium, driven over chromedriver's WebDriver protocol (W3C), and a static server, for tests of pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import contextlib
 import json
 import shutil
 import subprocess
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,11 @@ def missing() -> list[str]:
 class Browser:
     """One window. Errors of the page end up in `log`."""
 
-    def __init__(self, port: str, width: int, height: int, *arguments: str) -> None:
+    def __init__(self, port: str, width: int, height: int, *arguments: str, downloads: Path | None = None) -> None:
         self.root = f"http://127.0.0.1:{port}/session"
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height}", *arguments]
-        wanted = {"goog:chromeOptions": {"args": options}, "goog:loggingPrefs": {"browser": "ALL"}}
+        preferences = {"download.default_directory": str(downloads)} if downloads else {}
+        wanted = {"goog:chromeOptions": {"args": options, "prefs": preferences}, "goog:loggingPrefs": {"browser": "ALL"}}
         self.root += "/" + self._send("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def _send(self, path: str, content: Any = None, method: str = "POST") -> Any:
@@ -44,6 +49,13 @@ class Browser:
         """What ``script`` returns."""
         return self._send("/execute/sync", {"script": script, "args": list(arguments)})
 
+    def wait(self, script: str, seconds: float = 120) -> None:
+        """Until ``script`` returns something true."""
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, self.run("return document.body.innerText")
+            time.sleep(0.2)
+
     def _element(self, selector: str) -> str:
         return str(self._send("/element", {"using": "css selector", "value": selector})[ELEMENT])
 
@@ -52,6 +64,7 @@ class Browser:
         self._send(f"/element/{self._element(selector)}/click")
 
     def write(self, selector: str, text: str) -> None:
+        """Type into a field, or give a file input the path ``text``."""
         self._send(f"/element/{self._element(selector)}/value", {"text": text})
 
     def press(self, *keys: str) -> None:
@@ -84,11 +97,25 @@ def driver() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def browser(width: int = 1440, height: int = 900, *arguments: str) -> Iterator[Browser]:
-    """A browser of its own, closed at the end. ``arguments``: of Chromium."""
+def browser(width: int = 1440, height: int = 900, *arguments: str, downloads: Path | None = None) -> Iterator[Browser]:
+    """A browser of its own, closed at the end. ``arguments``: of Chromium; it saves to ``downloads``."""
     with driver() as port:
-        opened = Browser(port, width, height, *arguments)
+        opened = Browser(port, width, height, *arguments, downloads=downloads)
         try:
             yield opened
         finally:
             opened.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a static server of ``folder``."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
