@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx
 import pytest
-from browser import Browser, browser, missing
 from click.testing import CliRunner
 
+from browser import Browser, browser, missing
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import PREFIX
