@@ -27,7 +27,7 @@ test-backends: $(VENV)/.dev $(VENV)/.c $(VENV)/.iree build/web/.tried $(OLD)/.tr
 	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p wageubn_onnx
 
