@@ -5,7 +5,7 @@ Every function works on any dtype, so the same nodes serve the float and the int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,15 +75,43 @@ def tap_slices(g: Model, x: Tensor, window: Window, out: Sequence[int]) -> list[
     return slices
 
 
-def insert_zeros(g: Model, x: Tensor, strides: Sequence[int]) -> Tensor:
-    """x [N, C, H, W] -> [N, C, H*sh, W*sw] with x at every stride-th position: the transpose of a strided slice."""
-    if tuple(strides) == (1, 1):
-        return x
-    n, c, h, w = x.shape
-    spread = g.op("Unsqueeze", x, g.ints(3, 5), name="spread")  # [N, C, H, 1, W, 1]
-    pads = g.ints(*[0] * 9, strides[0] - 1, 0, strides[1] - 1)
-    spread = g.op("Pad", spread, pads, g.scalar(0, x.dtype), name="spread")
-    return g.op("Reshape", spread, g.ints(n, c, h * strides[0], w * strides[1]), name="spread")
+@dataclass(frozen=True)
+class Place:
+    """Where along one axis something with stride lands: position ``phase`` + stride * (index + ``offset``)."""
+
+    phase: int
+    offset: int
+
+    @staticmethod
+    def of(start: int, stride: int) -> Place:
+        return Place(start % stride, start // stride)
+
+
+def phase_size(size: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of one phase of an image of ``size``: every stride-th position, padded to the same number for all."""
+    rows, columns = (-(-size[a] // strides[a]) for a in range(2))
+    return rows, columns
+
+
+def interleave(g: Model, phases: Mapping[tuple[int, int], Tensor], strides: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The image of which ``phases[i, j]`` [N, C, *phase_size] holds the positions (i, j) modulo strides; zeros elsewhere.
+
+    What is done before this is done on a phase's few elements, not on an image of zeros between them.
+    """
+    n, c, h, w = next(iter(phases.values())).shape
+    rows, columns = strides
+    if (rows, columns) == (1, 1):
+        return phases[0, 0]
+    dtype = next(iter(phases.values())).dtype
+    zeros = None if len(phases) == rows * columns else g.op("Expand", g.scalar(0, dtype), g.ints(n, c, h, w), name="zeros")
+    lines = []
+    for i in range(rows):
+        row = [phases.get((i, j), zeros) for j in range(columns)]
+        lifted = [g.op("Unsqueeze", x, g.ints(4), name="phase") for x in row]  # [N, C, h, w, 1]
+        lines.append(g.op("Concat", *lifted, name="columns", axis=4))
+    image = g.op("Concat", *lines, name="rows", axis=3)  # [N, C, h, rows * w, columns]
+    image = g.op("Reshape", image, g.ints(n, c, h * rows, w * columns), name="interleaved")
+    return fit(g, image, (0, 0), size)
 
 
 def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -100,12 +128,14 @@ def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tens
 
 
 def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequence[int]) -> Tensor:
-    """The transpose of `tap_slices`: every part [N, C, OH, OW] goes back to where its tap looked, and they are summed."""
-    total: Tensor | None = None
+    """The transpose of `tap_slices`: every part [N, C, OH, OW] goes back to where its tap looked, and they are summed.
+
+    The sums are made phase by phase, since taps meet only where their positions agree modulo the strides.
+    """
+    canvas = phase_size(size, window.strides)
+    phases: dict[tuple[int, int], Tensor] = {}
     for tap, part in zip(window.taps, parts, strict=True):
-        offset = [tap[a] * window.dilations[a] - window.before[a] for a in range(2)]
-        placed = fit(g, insert_zeros(g, part, window.strides), offset, size)
-        total = placed if total is None else g.op("Add", total, placed, name="scattered")
-    if total is None:
-        raise ValueError("a window has at least one tap")
-    return total
+        row, column = (Place.of(tap[a] * window.dilations[a] - window.before[a], window.strides[a]) for a in range(2))
+        placed, key = fit(g, part, (row.offset, column.offset), canvas), (row.phase, column.phase)
+        phases[key] = g.op("Add", phases[key], placed, name="scattered") if key in phases else placed
+    return interleave(g, phases, window.strides, size)

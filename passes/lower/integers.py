@@ -243,11 +243,16 @@ def _moved_with_exponent(x: Fixed, node: gs.Node, emit: Any) -> Fixed:
 
 
 def concat(lower: Lowering, node: gs.Node) -> Value:
+    """On the grid that the parts share; zeros are on any."""
     parts = [lower.fixed(v, node) for v in _operands(lower, node)]
-    if any(p.exponent != parts[0].exponent for p in parts):
+    exponent = next((p.exponent for p in parts if p.bound), parts[0].exponent)
+    if any(p.exponent != exponent and p.bound for p in parts):
         raise WageubnError(f"node {node.name!r}: Concat across exponents has no integer lowering")
-    tensor = lower.g.op("Concat", *(p.tensor for p in parts), name=short_name(node), **node.attrs)
-    return Fixed(tensor, parts[0].exponent, min(p.lo for p in parts), max(p.hi for p in parts))
+    tensors = [p.tensor for p in parts]
+    if len({t.dtype for t in tensors}) > 1:
+        tensors = [lower.int32(p, node) for p in parts]
+    tensor = lower.g.op("Concat", *tensors, name=short_name(node), **node.attrs)
+    return Fixed(tensor, exponent, min(p.lo for p in parts), max(p.hi for p in parts))
 
 
 def arg_max(lower: Lowering, node: gs.Node) -> Value:

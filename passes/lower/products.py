@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.fixedpoint import Fixed, Pair, Value
-from wageubn_onnx.geometry import insert_zeros
+from wageubn_onnx.geometry import Place, interleave, phase_size
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
 from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
@@ -42,26 +43,79 @@ def _convolve(
     return Fixed(tensor, x.exponent + w.exponent, -bound, bound)
 
 
+@dataclass(frozen=True)
+class Taps:
+    """Which positions of a turned kernel reach one phase of an axis: ``count`` from ``first`` on, every ``step``-th.
+
+    They are a kernel of their own with ``dilation``, over the errors with ``before`` zeros in front.
+    """
+
+    first: int
+    step: int
+    count: int
+    dilation: int
+    before: int
+
+    @staticmethod
+    def by_phase(kernel: int, stride: int, dilation: int, pad: int) -> dict[int, Taps]:
+        """By the phase that they reach; a phase that no tap reaches is not there."""
+        phases: dict[int, list[int]] = {}
+        for tap in range(kernel):
+            phases.setdefault(Place.of(tap * dilation - pad, stride).phase, []).append(tap)
+        common = math.gcd(stride, dilation)
+        spaced = dilation // common
+        found = {}
+        for phase, taps in phases.items():
+            last = Place.of(taps[-1] * dilation - pad, stride)
+            found[phase] = Taps(kernel - 1 - taps[-1], stride // common, len(taps), spaced, last.offset)
+        return found
+
+
 def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
-    """The data gradient: zeros between the errors, then a convolution with the kernel turned around."""
+    """The data gradient, phase by phase: with stride 2, four convolutions by parts of the turned kernel."""
     error, weight = lower.value(node.inputs[0]), lower.fixed(lower.value(node.inputs[1]), node)
     g, size = lower.g, node.outputs[0].shape[2:]
     strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
     turned = _turned(lower, weight, node.attrs["group"])
-    kernel = weight.tensor.shape[2:]
+    by_row, by_column = (Taps.by_phase(weight.tensor.shape[2 + a], strides[a], dilations[a], pads[a]) for a in range(2))
+    canvas = phase_size(size, strides)
 
     def product(e: Fixed, w: Fixed) -> Fixed:
-        spread = insert_zeros(g, e.tensor, strides)
-        before = [dilations[a] * (kernel[a] - 1) - pads[a] for a in range(2)]
-        after = [size[a] + dilations[a] * (kernel[a] - 1) - before[a] - spread.shape[2 + a] for a in range(2)]
-        cut = [max(-p, 0) for p in (*before, *after)]
-        if any(cut):
-            stop = [spread.shape[2 + a] - cut[2 + a] for a in range(2)]
-            spread = g.op("Slice", spread, g.ints(*cut[:2]), g.ints(*stop), g.ints(2, 3), name="cut")
-        x = Fixed(spread, e.exponent, min(e.lo, 0), max(e.hi, 0))
-        return _convolve(lower, node, x, w, [max(p, 0) for p in (*before, *after)], [1, 1], dilations)
+        parts = {
+            (i, j): _phase(lower, node, e, w, (rows, columns), canvas)
+            for i, rows in by_row.items()
+            for j, columns in by_column.items()
+        }
+        image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
+        bound = max(part.bound for part in parts.values())
+        return Fixed(image, e.exponent + w.exponent, -bound, bound)
 
     return _bilinear(lower, node, error, turned, product)
+
+
+def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed:
+    """One phase of the data gradient, [N, I, *size]: errors e [N, O, OH, OW] by these taps of the turned kernel w."""
+    g, kernel, errors = lower.g, list(w.tensor.shape[2:]), e.tensor
+    if [t.count for t in taps] != kernel:
+        last = [t.first + t.step * (t.count - 1) + 1 for t in taps]
+        part = g.op(
+            "Slice",
+            w.tensor,
+            g.ints(*(t.first for t in taps)),
+            g.ints(*last),
+            g.ints(2, 3),
+            g.ints(*(t.step for t in taps)),
+            name="phase",
+        )
+        w = Fixed(part, w.exponent, w.lo, w.hi)
+    before = [t.before for t in taps]
+    after = [size[a] + t.dilation * (t.count - 1) - t.before - errors.shape[2 + a] for a, t in enumerate(taps)]
+    cut = [max(-p, 0) for p in (*before, *after)]
+    if any(cut):
+        stop = [errors.shape[2 + a] - cut[2 + a] for a in range(2)]
+        errors = g.op("Slice", errors, g.ints(*cut[:2]), g.ints(*stop), g.ints(2, 3), name="cut")
+    x = Fixed(errors, e.exponent, e.lo, e.hi)
+    return _convolve(lower, node, x, w, [max(p, 0) for p in (*before, *after)], [1, 1], [t.dilation for t in taps])
 
 
 def _turned(lower: Lowering, w: Fixed, groups: int) -> Fixed:
