@@ -53,13 +53,15 @@ def _conv_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Wi
     n, _, oh, ow = dy.shape
     by_channel = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])  # [I, N, H, W]
     taps = tap_slices(g, by_channel, window, (oh, ow))
-    columns = g.op("Concat", *taps, name="columns", axis=0) if len(taps) > 1 else taps[0]
-    columns = g.op("Reshape", columns, g.ints(kh * kw * i, n * oh * ow), name="columns")
+    if len(taps) > 1:  # a channel's taps side by side, as in w: then the product needs no more than a plain transpose
+        taps = [g.op("Unsqueeze", tap, g.ints(1), name="tap") for tap in taps]
+    columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]
+    columns = g.op("Reshape", columns, g.ints(i * kh * kw, n * oh * ow), name="columns")
     errors = g.op("Transpose", dy, name="dy_t", perm=[0, 2, 3, 1])
     errors = g.op("Reshape", errors, g.ints(n * oh * ow, o), name="dy_t")
-    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [KH*KW*I, O]
-    dw = g.op("Reshape", dw, g.ints(kh, kw, i, o), name="dw_columns")
-    return g.op("Transpose", dw, name="dw", perm=[3, 2, 0, 1])
+    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [I*KH*KW, O]
+    dw = g.op("Transpose", dw, name="dw", perm=[1, 0])
+    return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")
 
 
 def _grouped_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Window) -> Tensor:
