@@ -1,10 +1,12 @@
-"""What inlining leaves to be done: equal constants and computations once, nothing that constants decide, no dead ends.
+"""What inlining leaves to be done: equal constants and computations once, nothing that constants decide or that changes nothing,
+no dead ends.
 
 The time in which a runtime plans and loads a graph grows faster than its number of nodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from wageubn_onnx.graph import OPSET
 
 Array = np.ndarray[Any, Any]
+NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 LARGEST = 2**16  # elements that a folded constant may have: more would cost more memory than it saves time
 
 
@@ -22,8 +25,8 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with fewer nodes, and with the type of every tensor. ``model`` is inlined, and stays as it is."""
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     graph = model.graph
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    outputs = {output.name for output in graph.output}
+    types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    outputs = {output.name for output in graph.output} | _captured(graph.node)
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     renamed: dict[str, str] = {}
     seen: dict[tuple[Any, ...], list[str]] = {}
@@ -35,8 +38,9 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         del node.input[:]
         node.input.extend(inputs)
         free = not outputs.intersection(node.output)  # an output of the graph keeps its node
-        if free and node.op_type == "Cast" and dtypes.get(inputs[0]) == node.attribute[0].i:
-            renamed[node.output[0]] = inputs[0]
+        same = _unchanged(node, types, constants) if free else None
+        if same is not None:
+            renamed[node.output[0]] = same
             continue
         folded = _folded(node, constants) if free else None
         if folded is not None:
@@ -49,6 +53,29 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         seen.setdefault(key, list(node.output))
         kept.append(node)
     return _assembled(model, _needed(kept, outputs), constants)
+
+
+def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """What subgraphs read of the graph around them: these tensors keep their names."""
+    inner = [n for node in nodes for a in node.attribute if a.HasField("g") for n in a.g.node]
+    made = {name for node in inner for name in node.output}
+    return {name for node in inner for name in node.input if name not in made} | (_captured(inner) if inner else set())
+
+
+def _unchanged(node: onnx.NodeProto, types: Mapping[str, Any], constants: Mapping[str, Array]) -> str | None:
+    """The operand that the node's result equals: of a Cast to its own dtype, of a product with 1, a sum with 0; else None."""
+    if node.op_type == "Cast":
+        x = types.get(node.input[0])
+        return str(node.input[0]) if x is not None and x.elem_type == node.attribute[0].i else None
+    if node.op_type not in NEUTRAL:
+        return None
+    x, y = node.input
+    if x in constants and node.op_type in ("Mul", "Add"):
+        x, y = y, x
+    if x not in types or y not in constants or (constants[y] != NEUTRAL[node.op_type]).any():
+        return None
+    known = types[x].HasField("shape") and types[x].shape == types[node.output[0]].shape
+    return str(x) if known else None
 
 
 def _folded(node: onnx.NodeProto, constants: dict[str, Array]) -> list[Array] | None:
@@ -79,7 +106,7 @@ def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodePro
     needed, found = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(node.input, _captured([node]))
             found.append(node)
     return found[::-1]
 
@@ -101,6 +128,9 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
                     graph.initializer.append(numpy_helper.from_array(value, name))
                 node.input[position] = stored[key]
         graph.node.append(node)
+    for name in _captured(nodes):
+        if name in constants and name not in stored.values():
+            graph.initializer.append(numpy_helper.from_array(constants[name], name))
     made = {name for node in nodes for name in node.output}
     types = [v for v in graph.value_info if v.name in made]
     del graph.value_info[:]

@@ -20,9 +20,11 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
 from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors
 from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu import for_cpu
 from wageubn_onnx.passes.targets.portable import portable as for_old_releases
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.runtime.kernels import kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
 FILES = Path(__file__).with_name("files")
@@ -30,10 +32,12 @@ FILES = Path(__file__).with_name("files")
 
 def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any]:
     """step.onnx, eval.onnx and state.npz. ``portable``: with kernels that release 1.17 has."""
-    for name, source in ((STEP, bundle.step), (EVAL, bundle.evaluation)):
-        model = tidy(inline(source))
-        if portable:
-            model = for_old_releases(model)
+    models = {EVAL: tidy(inline(bundle.evaluation))}
+    if portable:
+        models = {STEP: for_old_releases(tidy(inline(bundle.step))), EVAL: for_old_releases(models[EVAL])}
+    else:
+        models[STEP] = for_cpu(bundle.step, kernels().prefers_int8)
+    for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
     shutil.copy(FILES / TRAIN, folder)

@@ -83,7 +83,7 @@ class Session(ABC):
         keys = (*self.step_keys, "health_output") if self.health else self.step_keys
         self._names: dict[str, str] = self.folder.section(self.step_section, *keys)
         model = self.folder.model(self.step_section)
-        self._step_model = open_model(model, threads, optimize)
+        self._step_model = self._open_step(model)
         self._outputs = [output.name for output in self._step_model.get_outputs()]
         inputs = {node.name: node for node in self._step_model.get_inputs()}
         self._expected = self._expect(model, inputs)
@@ -99,6 +99,10 @@ class Session(ABC):
         self.load(self.folder.state_file(self.state_section))
 
     # ---- what differs between integers and float ----
+
+    def _open_step(self, model: Path) -> ort.InferenceSession:
+        """A session for the step."""
+        return open_model(model, self._threads, self._optimize)
 
     @abstractmethod
     def effective_rate(self, lr: float) -> float:

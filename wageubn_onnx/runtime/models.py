@@ -39,6 +39,11 @@ def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.
     return _open(model, proto.SerializeToString(), threads)
 
 
+def open_content(model: Path, content: bytes, threads: int | None = None, optimize: bool = True) -> ort.InferenceSession:
+    """Open what was made of ``model``, as `open_model` does."""
+    return _open(model, content, threads, optimize)
+
+
 def _open(model: Path, content: str | bytes, threads: int | None, optimize: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3

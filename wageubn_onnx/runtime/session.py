@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import load_model
+from wageubn_onnx.passes.targets.cpu import for_cpu
 from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
+from wageubn_onnx.runtime.kernels import kernels
+from wageubn_onnx.runtime.models import open_content
 
 __all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "QuantizedSession", "Session", "StepResult", "TrainingSession"]
 
@@ -24,6 +30,11 @@ class TrainingSession(Session):
     step_section, eval_section, state_section = "step", "eval", "state"
     step_keys = ("images", "labels", "lr", "gradient_range", "seed", "loss", "correct")
     default_rate = 0.01
+
+    def _open_step(self, model: Path) -> ort.InferenceSession:
+        """The step in the forms that this machine's kernels do best; the integers are those of the file."""
+        fast = for_cpu(load_model(model), kernels().prefers_int8)
+        return open_content(model, fast.SerializeToString(), self._threads, self._optimize)
 
     def _exponent(self, name: str) -> int:
         return int(self.folder.section("exponents", name)[name])

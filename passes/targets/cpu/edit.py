@@ -1,0 +1,146 @@
+"""A model in the making: its nodes by their outputs, and new ones in the place of old."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from wageubn_onnx.graph import DOMAIN, PREFIX
+
+Array = np.ndarray[Any, Any]
+
+
+class Edit:
+    """A copy of ``model``; ``made_by`` is the pass, for the metadata of what it puts in."""
+
+    def __init__(self, model: onnx.ModelProto, made_by: str) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.made_by = made_by
+        graph = self.model.graph
+        self.nodes = list(graph.node)
+        self.makers = {name: node for node in self.nodes for name in node.output if name}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self._constants = {t.name: t for t in graph.initializer}
+        values = (*graph.input, *graph.output, *graph.value_info)
+        self._types = {v.name: v.type.tensor_type for v in values}
+        self._before: dict[str, list[onnx.NodeProto]] = {}
+        self._dropped: set[str] = set()
+        self._count = 0
+
+    # ---- what is there ----
+
+    def maker(self, name: str, *kinds: str) -> onnx.NodeProto | None:
+        """The node that makes tensor ``name``, if it is of one of ``kinds``, or of any where none is given."""
+        node = self.makers.get(name)
+        return node if node is not None and (not kinds or node.op_type in kinds) else None
+
+    def constant(self, name: str) -> Array | None:
+        """The value of an initializer."""
+        return numpy_helper.to_array(self._constants[name]) if name in self._constants else None
+
+    def scalar(self, name: str) -> int | None:
+        """The value of an initializer with one element."""
+        value = self.constant(name)
+        return int(value.item()) if value is not None and value.size == 1 else None
+
+    def shape(self, name: str) -> list[int]:
+        """Of a tensor or an initializer; 0 for a size without a number, [] where nothing is known."""
+        if name in self._constants:
+            return list(self._constants[name].dims)
+        return [d.dim_value for d in self._types[name].shape.dim] if name in self._types else []
+
+    def dtype(self, name: str) -> int:
+        """The onnx.TensorProto.DataType."""
+        if name in self._constants:
+            return int(self._constants[name].data_type)
+        return int(self._types[name].elem_type) if name in self._types else onnx.TensorProto.UNDEFINED
+
+    def sole_reader(self, name: str) -> onnx.NodeProto | None:
+        """The one node that reads ``name``."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 else None
+
+    # ---- what is put in ----
+
+    def put(self, value: Any, dtype: Any) -> str:
+        """A new initializer's name."""
+        self._count += 1
+        name = f"{self.made_by}/const.{self._count}"
+        tensor = numpy_helper.from_array(np.asarray(value, dtype), name)
+        self.model.graph.initializer.append(tensor)
+        self._constants[name] = tensor
+        return name
+
+    def before(self, anchor: onnx.NodeProto, kind: str, inputs: Sequence[str], output: str = "", **attrs: Any) -> str:
+        """Put a node right before ``anchor``, with the metadata of that; return its output, a new tensor if none is named.
+
+        A kind with a dot, ``wageubn.X``, is a call of a function of this project's domain.
+        """
+        self._count += 1
+        name = f"{anchor.name}/{self.made_by}.{self._count}"
+        domain, _, op = kind.rpartition(".")
+        node = helper.make_node(op, list(inputs), [output or name], name, domain=domain, **attrs)
+        for prop in anchor.metadata_props:
+            node.metadata_props.add(key=prop.key, value=prop.value + (f",{self.made_by}" if prop.key == PREFIX + "pass" else ""))
+        self._before.setdefault(anchor.name, []).append(node)
+        return output or name
+
+    def replace(self, anchor: onnx.NodeProto, kind: str, inputs: Sequence[str], **attrs: Any) -> None:
+        """Put a node in the place of ``anchor``, whose first output it makes."""
+        self.before(anchor, kind, inputs, anchor.output[0], **attrs)
+        self._dropped.add(anchor.name)
+
+    def choose(
+        self,
+        anchor: onnx.NodeProto,
+        condition: str,
+        call: tuple[str, Sequence[str], dict[str, Any]],
+        otherwise: Sequence[onnx.NodeProto],
+    ) -> None:
+        """Put an If in the place of ``anchor``: ``call`` (kind, inputs, attributes) where ``condition`` holds, else the nodes
+        ``otherwise``, which go into the branch; ``anchor`` is the last of them."""
+        output = anchor.output[0]
+        kind, inputs, attrs = call
+        domain, _, op = kind.rpartition(".")
+        then = [helper.make_node(op, list(inputs), [f"{output}/then"], f"{anchor.name}/then", domain=domain, **attrs)]
+        renamed = {name: f"{name}/else" for node in otherwise for name in node.output}
+        other = [onnx.NodeProto.FromString(node.SerializeToString()) for node in otherwise]
+        for node in other:
+            node.name += "/else"
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed[name] for name in node.output]
+        then[0].metadata_props.extend(anchor.metadata_props)
+        branches = [
+            helper.make_graph(
+                nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], self.dtype(output), self.shape(output))]
+            )
+            for name, nodes in (("then", then), ("else", other))
+        ]
+        self.replace(anchor, "If", [condition], then_branch=branches[0], else_branch=branches[1])
+        self._dropped.update(node.name for node in otherwise)
+
+    def functions(self, bodies: Iterable[onnx.FunctionProto]) -> None:
+        """Add functions; one that is there gets the new body."""
+        known = {f.name: f for f in self.model.functions if f.domain == DOMAIN}
+        for body in bodies:
+            (known.get(body.name) or self.model.functions.add()).CopyFrom(body)
+
+    def done(self) -> onnx.ModelProto:
+        """The model; nodes that nothing needs any more are left for `tidy`."""
+        nodes: list[onnx.NodeProto] = []
+        for node in self.nodes:
+            nodes += self._before.get(node.name, [])
+            if node.name not in self._dropped:
+                nodes.append(node)
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(kept)
+        return self.model

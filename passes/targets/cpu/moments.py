@@ -1,0 +1,184 @@
+"""Batch normalisation of 8-bit tensors in few passes: its sums by products with ones and by squares of mantissas, its quotient
+with what is constant in a channel added once.
+
+The canonical step subtracts the mean from every element and squares that in int64. With x the mantissas and k, m the unit and
+mean of a channel, sum((kx - m)^2) = k^2 sum(x^2) - 2km sum(x) + n m^2, exactly, and what takes int64 is as small as [N, C].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.quantizers.text import function
+
+T = onnx.TensorProto
+CHANNELS = [0, 2, 3]  # the axes that a channel's sum runs over
+INT32 = 2**31
+
+# y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; x int8, mean and sigma int32 [1, C, 1, 1].
+# What is negative after the lift is cut off, so that it need not be rounded downward.
+NORMALIZE = function(
+    "NormalizeHalfUp", ("slope", "scale", "lift", "to", "least", "greatest"), "(x, mean, sigma) => (y)",
+    """
+    slope64 = Constant <value_int: int = @slope> ()
+    slope = Cast <to: int = 6> (slope64)
+    scale64 = Constant <value_int: int = @scale> ()
+    scale = Cast <to: int = 6> (scale64)
+    lift64 = Constant <value_int: int = @lift> ()
+    lift = Cast <to: int = 6> (lift64)
+    least64 = Constant <value_int: int = @least> ()
+    least32 = Cast <to: int = 6> (least64)
+    greatest64 = Constant <value_int: int = @greatest> ()
+    greatest32 = Cast <to: int = 6> (greatest64)
+    two = Constant <value: tensor = int32 {2}> ()
+    one = Constant <value: tensor = int32 {1}> ()
+    bottom = Add (least32, lift)
+    top = Add (greatest32, lift)
+    double = Mul (sigma, two)
+    twice_lift = Mul (lift, two)
+    halves = Add (twice_lift, one)
+    lifted = Mul (sigma, halves)
+    centre = Mul (mean, scale)
+    twice_centre = Mul (centre, two)
+    constant = Sub (lifted, twice_centre)
+    twice_slope = Mul (slope, two)
+    wide = Cast <to: int = 6> (x)
+    sloped = Mul (wide, twice_slope)
+    numerator = Add (sloped, constant)
+    quotient = Div (numerator, double)
+    bounded = Clip (quotient, bottom, top)
+    r = Sub (bounded, lift)
+    y = Cast <to: int = @to> (r)
+    """,
+)  # fmt: skip
+
+# y = round(m / 2^shift), ties upward, in 0..greatest: what is negative becomes 0, rounded either way
+UNSIGNED = function(
+    "DirectQuantizeUnsigned", ("half", "divisor", "to", "greatest"), "(m) => (y)",
+    """
+    half64 = Constant <value_int: int = @half> ()
+    half = Cast <to: int = 6> (half64)
+    divisor64 = Constant <value_int: int = @divisor> ()
+    divisor = Cast <to: int = 6> (divisor64)
+    greatest64 = Constant <value_int: int = @greatest> ()
+    greatest = Cast <to: int = 6> (greatest64)
+    zero = Constant <value: tensor = int32 {0}> ()
+    raised = Add (m, half)
+    quotient = Div (raised, divisor)
+    bounded = Clip (quotient, zero, greatest)
+    y = Cast <to: int = @to> (bounded)
+    """,
+)  # fmt: skip
+
+
+def lean_moments(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same statistics, normalised values and activations."""
+    edit = Edit(model, "lean-moments")
+    edit.functions([NORMALIZE, UNSIGNED])
+    for node in model.graph.node:
+        if node.op_type == "ReduceSum" and _by_channel(edit, node):
+            if not _squares(edit, node):
+                _sum(edit, node)
+        elif node.op_type == "DirectQuantizeRatioHalfUp":
+            _normalize(edit, node)
+        elif node.op_type == "DirectQuantizeHalfUp":
+            _unsigned(edit, node)
+    return edit.done()
+
+
+def _by_channel(edit: Edit, node: onnx.NodeProto) -> bool:
+    """Whether ``node`` sums over the images and pixels of [N, C, H, W]."""
+    axes = edit.constant(node.input[1]) if len(node.input) > 1 else None
+    return axes is not None and axes.tolist() == CHANNELS and len(edit.shape(node.input[0])) == 4
+
+
+def _sum(edit: Edit, node: onnx.NodeProto) -> None:
+    """The sum over a channel of an 8-bit tensor: by a product with ones."""
+    wide = edit.maker(node.input[0], "Cast")
+    if wide is None or edit.dtype(wide.input[0]) not in (T.INT8, T.UINT8):
+        return
+    keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    total = _by_image(edit, node, wide.input[0])
+    axes = edit.put([0] if keep else CHANNELS, np.int64)
+    edit.replace(node, "ReduceSum", [total, axes], keepdims=keep)
+
+
+def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str) -> str:
+    """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]."""
+    n, c, h, w = edit.shape(x)
+    rows = edit.before(anchor, "Reshape", [x, edit.put([n * c, h * w], np.int64)])
+    sums = edit.before(anchor, "MatMulInteger", [rows, edit.put(np.ones((h * w, 1)), np.int8)])
+    return edit.before(anchor, "Reshape", [sums, edit.put([n, c, 1, 1], np.int64)])
+
+
+def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
+    """The sum over a channel of (k x - m)^2 in int64, where x is an 8-bit tensor."""
+    square = edit.maker(node.input[0], "Mul")
+    casts = [edit.maker(name, "Cast") for name in square.input] if square is not None else [None]
+    if any(cast is None for cast in casts) or len({cast.input[0] for cast in casts if cast is not None}) > 1:
+        return False
+    affine = _affine(edit, casts[0].input[0]) if casts[0] is not None else None
+    if affine is None or edit.dtype(node.input[0]) != T.INT64:
+        return False
+    x, unit, mean = affine
+    n, c, h, w = edit.shape(x)
+    if h * w * 128 * 128 >= INT32:
+        return False
+
+    def wide(name: str) -> str:
+        return edit.before(node, "Cast", [name], to=T.INT64)
+
+    def times(name: str, factor: int) -> str:
+        return edit.before(node, "Mul", [name, edit.put(factor, np.int64)])
+
+    first = edit.put([0], np.int64)
+    mantissas = edit.before(node, "Cast", [x], to=T.INT32)
+    squares = edit.before(node, "ReduceSumSquare", [mantissas, edit.put([2, 3], np.int64)], keepdims=1)
+    of_squares = edit.before(node, "ReduceSum", [wide(squares), first], keepdims=1)
+    of_values = edit.before(node, "ReduceSum", [wide(_by_image(edit, node, x)), first], keepdims=1)
+    middle = wide(mean)
+    crossed = edit.before(node, "Mul", [middle, of_values])
+    centre = edit.before(node, "Mul", [middle, middle])
+    gap = edit.before(node, "Sub", [times(centre, n * h * w), times(crossed, 2 * unit)])
+    edit.replace(node, "Add", [times(of_squares, unit * unit), gap])
+    return True
+
+
+def _affine(edit: Edit, name: str) -> tuple[str, int, str] | None:
+    """x, k and m of a tensor k x - m: x 8-bit, m int32 [1, C, 1, 1]."""
+    centred = edit.maker(name, "Sub")
+    scaled = edit.maker(centred.input[0], "Mul") if centred is not None else None
+    unit = edit.scalar(scaled.input[1]) if scaled is not None else 1
+    wide = edit.maker(scaled.input[0] if scaled is not None else centred.input[0], "Cast") if centred is not None else None
+    if centred is None or wide is None or unit is None or edit.dtype(wide.input[0]) != T.INT8:
+        return None
+    return wide.input[0], unit, centred.input[1]
+
+
+def _normalize(edit: Edit, node: onnx.NodeProto) -> None:
+    """x-hat of an 8-bit tensor."""
+    scaled = edit.maker(node.input[0], "Mul")
+    scale = edit.scalar(scaled.input[1]) if scaled is not None else None
+    affine = _affine(edit, scaled.input[0]) if scaled is not None else None
+    if scale is None or affine is None:
+        return
+    x, unit, mean = affine
+    least, greatest, to = (next(a.i for a in node.attribute if a.name == key) for key in ("least", "greatest", "to"))
+    lift = 1 - least
+    if 2 * (scale * unit * 128 + scale * 2**15) + (2 * lift + 1) * 2**15 >= INT32:
+        return
+    attributes = {"slope": scale * unit, "scale": scale, "lift": lift, "to": to, "least": least, "greatest": greatest}
+    edit.replace(node, "wageubn.NormalizeHalfUp", [x, mean, node.input[1]], **attributes)
+
+
+def _unsigned(edit: Edit, node: onnx.NodeProto) -> None:
+    """A quantizer to 0..greatest with a constant shift; a ReLU before it changes nothing."""
+    least, greatest, to = (next(a.i for a in node.attribute if a.name == key) for key in ("least", "greatest", "to"))
+    shift = edit.scalar(node.input[1])
+    if least != 0 or shift is None or not 1 <= shift <= 28:
+        return
+    relu = edit.maker(node.input[0], "Max")
+    x = relu.input[0] if relu is not None and edit.scalar(relu.input[1]) == 0 else node.input[0]
+    edit.replace(node, "wageubn.DirectQuantizeUnsigned", [x], half=2 ** (shift - 1), divisor=2**shift, to=to, greatest=greatest)
