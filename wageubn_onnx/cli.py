@@ -616,6 +616,41 @@ def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool 
         _print_bench(result)
 
 
+@bench.command("ops", epilog=_example("wageubn-onnx bench ops r20 --threads 2"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads of onnxruntime.")
+@click.option("--steps", default=3, show_default=True, type=click.IntRange(min=1), help="Steps to count.")
+@json_option
+def bench_ops(folder: Path, threads: int, steps: int, as_json: bool) -> None:
+    """Where the time of DIR's integer step goes, by kind of operator."""
+    from wageubn_onnx.runtime.bench_ops import by_operator
+
+    with _working("timing"):
+        shares = by_operator(folder, threads, steps)
+    if as_json:
+        _print_json([asdict(share) for share in shares])
+        return
+    rows = [[share.operator, f"{share.share:.1%}", str(share.calls)] for share in shares]
+    _print_table("time of the integer step", ["operator", "share", "calls a step"], rows)
+
+
+@bench.command("kernels", epilog=_example("wageubn-onnx bench kernels"))
+@json_option
+def bench_kernels(as_json: bool) -> None:
+    """Measure which forms of a convolution this machine does best, for later sessions and exports; some seconds."""
+    from wageubn_onnx.runtime.kernels import cache_file, measure
+
+    with _working("timing"):
+        table = measure()
+    if as_json:
+        _print_json(asdict(table))
+        return
+    click.echo(f"{table.machine}: int8 by uint8 is {'exact' if table.int8_is_exact else 'not exact, so it is not used'}")
+    rows = [[*map(str, measured.shape), f"{measured.speedup:.2f}"] for measured in table.measured]
+    _print_table("convolutions", ["images", "channels", "size", "to channels", "kernel", "uint8 / int8 time"], rows)
+    click.echo(f"kept in {cache_file()}")
+
+
 @bench.command("convert", epilog=_example("wageubn-onnx bench convert resnet50.onnx --rounds 5"))
 @click.argument("models", metavar="[MODEL]...", nargs=-1, type=PATH)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Conversions by each, in turns.")

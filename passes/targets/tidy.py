@@ -23,26 +23,29 @@ LARGEST = 2**16  # elements that a folded constant may have: more would cost mor
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with fewer nodes, and with the type of every tensor. ``model`` is inlined, and stays as it is."""
-    model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    smaller = _once(model)  # first, since types cost more than anything else here
+    typed = onnx.shape_inference.infer_shapes(smaller, strict_mode=True)
+    return _once(typed)
+
+
+def _once(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Each constant and computation once, and what the types that ``model`` states show to change nothing not at all."""
     graph = model.graph
     types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output, *graph.value_info)}
     outputs = {output.name for output in graph.output} | _captured(graph.node)
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     renamed: dict[str, str] = {}
+    results: dict[tuple[Any, ...], list[Array]] = {}
     seen: dict[tuple[Any, ...], list[str]] = {}
     kept: list[onnx.NodeProto] = []
-    for source in graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(source)
+    for node in graph.node:
         inputs = [renamed.get(name, name) for name in node.input]
-        del node.input[:]
-        node.input.extend(inputs)
         free = not outputs.intersection(node.output)  # an output of the graph keeps its node
-        same = _unchanged(node, types, constants) if free else None
+        same = _unchanged(node, inputs, types, constants) if free else None
         if same is not None:
             renamed[node.output[0]] = same
             continue
-        folded = _folded(node, constants) if free else None
+        folded = _folded(node, inputs, constants, results) if free else None
         if folded is not None:
             constants |= dict(zip(node.output, folded, strict=True))
             continue
@@ -51,8 +54,18 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
             renamed |= dict(zip(node.output, seen[key], strict=True))
             continue
         seen.setdefault(key, list(node.output))
+        if inputs != list(node.input):
+            node = _reading(node, inputs)
         kept.append(node)
     return _assembled(model, _needed(kept, outputs), constants)
+
+
+def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
+    """A copy of ``node`` that reads ``inputs``."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = inputs
+    return copy
 
 
 def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
@@ -62,36 +75,46 @@ def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     return {name for node in inner for name in node.input if name not in made} | (_captured(inner) if inner else set())
 
 
-def _unchanged(node: onnx.NodeProto, types: Mapping[str, Any], constants: Mapping[str, Array]) -> str | None:
+def _unchanged(node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any], constants: Mapping[str, Array]) -> str | None:
     """The operand that the node's result equals: of a Cast to its own dtype, of a product with 1, a sum with 0; else None."""
     if node.op_type == "Cast":
-        x = types.get(node.input[0])
-        return str(node.input[0]) if x is not None and x.elem_type == node.attribute[0].i else None
+        known = types.get(inputs[0])
+        return inputs[0] if known is not None and known.elem_type == node.attribute[0].i else None
     if node.op_type not in NEUTRAL:
         return None
-    x, y = node.input
+    x, y = inputs
     if x in constants and node.op_type in ("Mul", "Add"):
         x, y = y, x
-    if x not in types or y not in constants or (constants[y] != NEUTRAL[node.op_type]).any():
+    if x not in types or y not in constants or node.output[0] not in types or (constants[y] != NEUTRAL[node.op_type]).any():
         return None
-    known = types[x].HasField("shape") and types[x].shape == types[node.output[0]].shape
-    return str(x) if known else None
+    return x if types[x].HasField("shape") and types[x].shape == types[node.output[0]].shape else None
 
 
-def _folded(node: onnx.NodeProto, constants: dict[str, Array]) -> list[Array] | None:
-    """The node's results where its operands are small constants; else None."""
-    if not all(name in constants or not name for name in node.input):
+def _folded(
+    node: onnx.NodeProto, inputs: list[str], constants: Mapping[str, Array], results: dict[tuple[Any, ...], list[Array]]
+) -> list[Array] | None:
+    """The node's results where its operands are small constants; else None. ``results``: those of nodes like it."""
+    if not all(name in constants or not name for name in inputs):
         return None
     if node.op_type == "Constant":
         return [_value(node.attribute[0])]
-    operands = {name: constants[name] for name in node.input if name}
-    if max(operand.size for operand in operands.values()) > LARGEST:
+    operands = {name: constants[name] for name in inputs if name}
+    if not operands or max(operand.size for operand in operands.values()) > LARGEST:
         return None
-    inputs = [onnx.ValueInfoProto(name=name) for name in operands]
-    graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name) for name in node.output])
-    one = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
-    results = [np.asarray(result) for result in ReferenceEvaluator(one).run(None, operands)]
-    return results if max(result.size for result in results) <= LARGEST else None
+    contents = tuple(_content(constants[name]) if name else None for name in inputs)
+    key = (node.op_type, len(node.output), contents, *(a.SerializeToString(deterministic=True) for a in node.attribute))
+    if key not in results:
+        values = [onnx.ValueInfoProto(name=name) for name in operands]
+        made = [onnx.ValueInfoProto(name=name) for name in node.output]
+        graph = onnx.helper.make_graph([_reading(node, inputs)], "one", values, made)
+        one = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
+        results[key] = [np.asarray(result) for result in ReferenceEvaluator(one).run(None, operands)]
+    found = results[key]
+    return found if max(result.size for result in found) <= LARGEST else None
+
+
+def _content(value: Array) -> tuple[str, tuple[int, ...], bytes]:
+    return value.dtype.str, value.shape, value.tobytes()
 
 
 def _value(attribute: onnx.AttributeProto) -> Array:
@@ -119,15 +142,17 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
     del graph.node[:], graph.initializer[:]
     stored: dict[tuple[Any, ...], str] = {}
     for node in nodes:
-        for position, name in enumerate(node.input):
+        inputs = list(node.input)
+        for position, name in enumerate(inputs):
             if name in constants:
                 value = constants[name]
-                key = (value.dtype.str, value.shape, value.tobytes())
+                key = _content(value)
                 if key not in stored:
                     stored[key] = name
                     graph.initializer.append(numpy_helper.from_array(value, name))
-                node.input[position] = stored[key]
+                inputs[position] = stored[key]
         graph.node.append(node)
+        graph.node[-1].input[:] = inputs
     for name in _captured(nodes):
         if name in constants and name not in stored.values():
             graph.initializer.append(numpy_helper.from_array(constants[name], name))

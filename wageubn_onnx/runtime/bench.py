@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -64,39 +65,55 @@ def bench_step(
     so that what the machine does meanwhile strikes all. torch: None takes PyTorch where it is installed.
     Raises WageubnError where the folder lacks a step or a contender fails.
     """
+    artifacts = ArtifactFolder(folder)
+    use_torch = find_spec("torch") is not None if torch is None else torch
+    entries = [Entry(NAMES[kind], kind, artifacts) for kind in ("int", "fp32", *(["torch"] if use_torch else []))]
+    batch, contenders = race(entries, rounds, steps, threads)
+    return BenchResult(batch, threads, [ratio(contenders[0], other) for other in contenders[1:]], contenders)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step to time. kind: int, fp32 or torch, of the artifact ``folder``."""
+
+    name: str
+    kind: str
+    folder: ArtifactFolder
+
+
+def race(entries: Sequence[Entry], rounds: int, steps: int, threads: int) -> tuple[int, list[Contender]]:
+    """Time every entry in turn, ``rounds`` times; the first one's batch, and a contender an entry.
+
+    Raises WageubnError where a folder lacks a step or a contender fails.
+    """
     for name, value in (("rounds", rounds), ("steps", steps), ("threads", threads)):
         if value < 1:
             raise WageubnError(f"{name} {value}: must be at least 1")
-    artifacts = ArtifactFolder(folder)
-    for section in ("step", "fp_step"):
-        artifacts.model(section)
-    use_torch = find_spec("torch") is not None if torch is None else torch
-    kinds = ["int", "fp32", *(["torch"] if use_torch else [])]
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for entry in entries:
+        entry.folder.model("step" if entry.kind == "int" else "fp_step")
     with ExitStack() as stack:
-        workers = [_Worker(kind, artifacts, threads, steps) for kind in kinds]
+        workers = [_Worker(entry, threads, steps) for entry in entries]
         for worker in workers:
             stack.callback(worker.stop)
-        ready = {worker.kind: worker.read() for worker in workers}
-        for _ in range(rounds):
-            for worker in workers:
-                times[worker.kind].append(worker.time_round())
-        peaks = {worker.kind: worker.finish() for worker in workers}
-    contenders = [Contender(NAMES[k], median(times[k]), times[k], peaks[k], ready[k]["state_bytes"]) for k in kinds]
-    ratios = [_ratio(kind, times["int"], times[kind]) for kind in kinds[1:]]
-    return BenchResult(ready["int"]["batch"], threads, ratios, contenders)
+        ready = [worker.read() for worker in workers]
+        turns = [[worker.time_round() for worker in workers] for _ in range(rounds)]
+        peaks = [worker.finish() for worker in workers]
+    times = [list(column) for column in zip(*turns, strict=True)]
+    made = zip(entries, times, peaks, ready, strict=True)
+    return ready[0]["batch"], [Contender(e.name, median(t), t, peak, said["state_bytes"]) for e, t, peak, said in made]
 
 
-def _ratio(kind: str, integers: list[float], others: list[float]) -> Ratio:
-    ratios = [a / b for a, b in zip(integers, others, strict=True)]
-    return Ratio(NAMES[kind], median(ratios), min(ratios), max(ratios))
+def ratio(one: Contender, other: Contender) -> Ratio:
+    """The time of ``one`` over that of ``other``, round by round."""
+    ratios = [a / b for a, b in zip(one.seconds, other.seconds, strict=True)]
+    return Ratio(other.name, median(ratios), min(ratios), max(ratios))
 
 
 class _Worker:
     """A contender's process: it answers one JSON object a line."""
 
-    def __init__(self, kind: str, folder: ArtifactFolder, threads: int, steps: int) -> None:
-        self.kind = kind
+    def __init__(self, entry: Entry, threads: int, steps: int) -> None:
+        self.name, kind, folder = entry.name, entry.kind, entry.folder
         module = "wageubn_onnx.runtime.bench_worker"
         command = [sys.executable, "-m", module, kind, str(folder.path), str(threads), str(steps)]
         here = str(Path(__file__).resolve().parents[2])  # the same package in the process, installed or not
@@ -110,7 +127,7 @@ class _Worker:
         line = self._process.stdout.readline() if self._process.stdout else ""
         answer: dict[str, Any] = json.loads(line) if line else {"error": self._last_words()}
         if "error" in answer:
-            raise WageubnError(f"benchmark of {NAMES[self.kind]}: {answer['error']}")
+            raise WageubnError(f"benchmark of {self.name}: {answer['error']}")
         return answer
 
     def _last_words(self) -> str:

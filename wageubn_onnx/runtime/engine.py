@@ -67,11 +67,11 @@ class Session(ABC):
     default_rate: ClassVar[float]
     """The rate that `step` takes where none is given."""
 
-    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None, optimize: bool = True) -> None:
+    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None, optimize: bool | None = None) -> None:
         """Load the step and the initial state of ``folder``.
 
         threads: onnxruntime's threads within an operator (None: its own choice). optimize: let onnxruntime rewrite the
-        graph. Raises WageubnError where the folder is incomplete or its files disagree.
+        graph (None: where nothing else did). Raises WageubnError where the folder is incomplete or its files disagree.
         """
         if threads is not None and threads < 1:
             raise WageubnError(f"threads {threads}: must be at least 1")
@@ -102,7 +102,7 @@ class Session(ABC):
 
     def _open_step(self, model: Path) -> ort.InferenceSession:
         """A session for the step."""
-        return open_model(model, self._threads, self._optimize)
+        return open_model(model, self._threads, self._optimize is not False)
 
     @abstractmethod
     def effective_rate(self, lr: float) -> float:
@@ -203,7 +203,7 @@ class Session(ABC):
 
     @cached_property
     def _eval_model(self) -> ort.InferenceSession:
-        return open_model(self.folder.model(self.eval_section), self._threads, self._optimize)
+        return open_model(self.folder.model(self.eval_section), self._threads, self._optimize is not False)
 
     @cached_property
     def _eval_state(self) -> dict[str, str]:

@@ -39,13 +39,29 @@ def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.
     return _open(model, proto.SerializeToString(), threads)
 
 
-def open_content(model: Path, content: bytes, threads: int | None = None, optimize: bool = True) -> ort.InferenceSession:
-    """Open what was made of ``model``, as `open_model` does."""
-    return _open(model, content, threads, optimize)
+def open_lowered(model: Path, content: bytes, threads: int | None = None, optimize: bool = False) -> ort.InferenceSession:
+    """Open the step that `for_cpu` made of ``model``.
+
+    Without onnxruntime's plan of memory, whose making takes longer than all else for graphs as deep as a training step, and which
+    holds more memory than tensors that come and go.
+    """
+    return _open(model, content, threads, optimize, lowered_options(threads))
 
 
-def _open(model: Path, content: str | bytes, threads: int | None, optimize: bool = True) -> ort.InferenceSession:
+def lowered_options(threads: int | None = None) -> ort.SessionOptions:
+    """What `open_lowered` asks of onnxruntime."""
     options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = options.enable_mem_reuse = False
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open(
+    model: Path, content: str | bytes, threads: int | None, optimize: bool = True, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    options = options or ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -16,7 +16,7 @@ from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu
 from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
 from wageubn_onnx.runtime.kernels import kernels
-from wageubn_onnx.runtime.models import open_content
+from wageubn_onnx.runtime.models import open_lowered
 
 __all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "QuantizedSession", "Session", "StepResult", "TrainingSession"]
 
@@ -34,7 +34,7 @@ class TrainingSession(Session):
     def _open_step(self, model: Path) -> ort.InferenceSession:
         """The step in the forms that this machine's kernels do best; the integers are those of the file."""
         fast = for_cpu(load_model(model), kernels().prefers_int8)
-        return open_content(model, fast.SerializeToString(), self._threads, self._optimize)
+        return open_lowered(model, fast.SerializeToString(), self._threads, bool(self._optimize))
 
     def _exponent(self, name: str) -> int:
         return int(self.folder.section("exponents", name)[name])

@@ -1,0 +1,110 @@
+"""The table of docs/performance.md: `python models/bench_steps.py OUT_DIR [--only NAME] [--rounds 5] [--threads 2]`.
+
+Each network is converted under two profiles; then their integer steps, the FP32 step of the same folder in the same onnxruntime
+and, where installed, PyTorch take turns, each in its own process. The networks are untrained: a step costs
+the same for any weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+
+from resnet import Architecture, build
+from wageubn_onnx import Config, convert
+from wageubn_onnx.profiles import load_profile
+from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
+from wageubn_onnx.runtime.bench_ops import by_operator
+from wageubn_onnx.runtime.folder import ArtifactFolder
+
+PROFILES = ("fast", "full8")
+IMAGENET = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
+DIGITS = Path(__file__).with_name("digits_resnet.onnx")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at a batch. frozen: train its BNs with running statistics."""
+
+    name: str
+    architecture: Architecture | None
+    batch: int
+    frozen: bool = False
+    steps: int = 1
+
+
+CASES = (
+    Case("ResNet-18, 224, batch 16", Architecture((2, 2, 2, 2), **IMAGENET), 16),
+    Case("ResNet-50, 224, batch 16", Architecture((3, 4, 6, 3), bottleneck=True, **IMAGENET), 16),
+    Case("ResNet-20, 32, batch 128", Architecture((3, 3, 3), (16, 32, 64), 10, (3, 32, 32)), 128),
+    Case("digits, batch 1, frozen BN", None, 1, frozen=True, steps=200),
+)
+
+
+def converted(case: Case, folder: Path) -> list[ArtifactFolder]:
+    """The case under each profile."""
+    source = DIGITS
+    if case.architecture is not None:
+        source = folder / f"{case.name.split(',')[0]}.onnx"
+        onnx.save(build(case.architecture), source)
+    found = []
+    for name in PROFILES:
+        place = folder / f"{case.name.replace(', ', '-').replace(' ', '-')}-{name}"
+        if not place.exists():
+            config = Config(batch=case.batch, profile=load_profile(name), bn="frozen" if case.frozen else "batch")
+            convert(source, config).save(place)
+        found.append(ArtifactFolder(place))
+    return found
+
+
+def measured(case: Case, folder: Path, rounds: int, threads: int) -> list[Contender]:
+    """The contenders: the integer steps, then those in float."""
+    folders = converted(case, folder)
+    entries = [Entry(f"integer, {name}", "int", place) for name, place in zip(PROFILES, folders, strict=True)]
+    entries.append(Entry("FP32, onnxruntime", "fp32", folders[0]))
+    if find_spec("torch") is not None:
+        entries.append(Entry("FP32, PyTorch", "torch", folders[0]))
+    return race(entries, rounds, case.steps, threads)[1]
+
+
+def main() -> None:
+    """Print the table in Markdown, and where the time of profile `fast` goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for case in (c for c in CASES if args.only in c.name):
+        contenders = measured(case, args.folder, args.rounds, args.threads)
+        floats = contenders[len(PROFILES) :]
+        print(f"\n**{case.name}**, {args.threads} threads\n")
+        print(
+            "| step |",
+            *(f"speed over {f.name} |" for f in floats),
+            *(f"memory over {f.name} |" for f in floats),
+            "peak MiB | state MiB |",
+        )
+        print("| --- |" + " --- |" * (2 * len(floats) + 2))
+        for one in contenders:
+            speeds = [ratio(other, one) for other in floats]
+            cells = [f"{s.median:.2f} ({s.least:.2f}-{s.greatest:.2f})" for s in speeds]
+            cells += [f"{one.peak_bytes / other.peak_bytes:.2f}" for other in floats]
+            print(
+                f"| {one.name} |",
+                *(f"{cell} |" for cell in cells),
+                f"{one.peak_bytes / 2**20:.0f} | {one.state_bytes / 2**20:.1f} |",
+            )
+        shares = by_operator(converted(case, args.folder)[0].path, args.threads, case.steps)
+        print("\nTime of `fast` by operator:", ", ".join(f"{s.operator} {s.share:.0%}" for s in shares if s.share >= 0.01))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

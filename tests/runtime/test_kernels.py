@@ -1,0 +1,51 @@
+"""The table of kernels: measured, kept, believed on its own machine only; and the default asks the kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from wageubn_onnx.cli import cli
+from wageubn_onnx.runtime import kernels
+from wageubn_onnx.runtime.kernels import Kernels, Measured
+
+SMALL = (1, 4, 6, 4, 3)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "SHAPES", (SMALL,))
+
+
+def test_the_default_asks_the_kernel() -> None:
+    table = kernels.kernels()
+    assert table == Kernels(kernels.this_machine(), kernels.int8_is_exact())
+    assert table.prefers_int8([1, 4, 6, 6], [4, 4, 3, 3]) == table.int8_is_exact
+
+
+def test_what_was_measured_is_kept_and_read() -> None:
+    result = CliRunner().invoke(cli, ["bench", "kernels", "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.output)
+    assert [tuple(m["shape"]) for m in printed["measured"]] == [SMALL]
+    assert json.loads(kernels.cache_file().read_text()) == printed
+    assert [m.shape for m in kernels.kernels().measured] == [SMALL]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": "another", "int8_is_exact": true, "measured": []}'])
+def test_a_damaged_or_foreign_table_is_not_believed(content: str) -> None:
+    kernels.cache_file().parent.mkdir(parents=True)
+    kernels.cache_file().write_text(content)
+    assert kernels.kernels() == Kernels(kernels.this_machine(), kernels.int8_is_exact())
+
+
+def test_the_nearest_shape_decides_and_exactness_first() -> None:
+    measured = (Measured((16, 64, 56, 64, 3), 2.0), Measured((16, 512, 7, 512, 1), 0.5))
+    table = Kernels("here", True, measured)
+    assert table.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
+    assert not table.prefers_int8([16, 512, 14, 14], [512, 512, 1, 1])
+    assert not Kernels("here", False, measured).prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])

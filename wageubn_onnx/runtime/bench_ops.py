@@ -1,0 +1,58 @@
+"""Where the time of the integer step goes, by kind of operator: onnxruntime's own profile of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from wageubn_onnx.graph import load_model
+from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.runtime.kernels import kernels
+from wageubn_onnx.runtime.models import lowered_options
+
+KERNEL = "_kernel_time"  # how the profile ends the names of such events
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the time in kernels, that of one kind of operator; calls: in one step."""
+
+    operator: str
+    share: float
+    calls: int
+
+
+def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3) -> list[Share]:
+    """The kinds of operator of the folder's integer step, those that take longest first; after one step to warm up.
+
+    The nodes of a branch count as its If. Raises WageubnError where the folder has no integer step.
+    """
+    artifacts = ArtifactFolder(folder)
+    step = for_cpu(load_model(artifacts.model("step")), kernels().prefers_int8)
+    inside = {n.name for node in step.graph.node for a in node.attribute if a.HasField("g") for n in a.g.node}
+    options = lowered_options(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "step")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feeds = {i.name: np.zeros(i.shape, i.type.removeprefix("tensor(").removesuffix(")")) for i in session.get_inputs()}
+        for _ in range(steps + 1):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    timed = [(e["name"].removesuffix(KERNEL), e) for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
+    own = [event for name, event in timed if name not in inside]
+    own = own[len(own) // (steps + 1) :]  # without the first step
+    times, calls = Counter[str](), Counter[str]()
+    for event in own:
+        times[event["args"]["op_name"]] += event["dur"]
+        calls[event["args"]["op_name"]] += 1
+    return [Share(op, time / times.total(), round(calls[op] / steps)) for op, time in times.most_common()]
