@@ -1,10 +1,10 @@
-# Three commands do all the set-up: `make demo`, `make test` and `make test-backends`.
+# Four commands do all the set-up: `make demo`, `make test`, `make test-backends` and `make bench`.
 PYTHON ?= python3
 VENV ?= .venv
 FAST := onnxruntime
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-backends lint clean
+.PHONY: demo test test-slow test-backends bench lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python models/demo.py build/demo
@@ -25,6 +25,10 @@ test-backends: $(VENV)/.dev $(VENV)/.c $(VENV)/.iree build/web/.tried $(OLD)/.tr
 	$(VERIFY)/digits --steps 20 --targets $(FAST)$$(cat build/web/.tried $(VENV)/.c $(VENV)/.iree) $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet20 --steps 2 --targets onnxruntime $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
+
+# The table of docs/performance.md
+bench: $(VENV)/.dev
+	$(BIN)/python models/bench_steps.py build/bench
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --no-cache .

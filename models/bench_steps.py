@@ -9,19 +9,31 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import onnx
 
 from resnet import Architecture, build
 from wageubn_onnx import Config, convert
+from wageubn_onnx.graph import load_model
+from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu import EXACT_ANYWHERE
+from wageubn_onnx.passes.targets.cpu.operands import int8_images
+from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
 from wageubn_onnx.runtime.bench_ops import by_operator
 from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.runtime.kernels import kernels
+from wageubn_onnx.runtime.models import open_lowered
 
+ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 PROFILES = ("fast", "full8")
 IMAGENET = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
 DIGITS = Path(__file__).with_name("digits_resnet.onnx")
@@ -72,6 +84,29 @@ def measured(case: Case, folder: Path, rounds: int, threads: int) -> list[Conten
     return race(entries, rounds, case.steps, threads)[1]
 
 
+def without_each(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, list[float]]:
+    """By pass: how many times as long the step of profile `fast` takes without it, round by round, all in one process."""
+    step = load_model(converted(case, folder)[0].model("step"))
+    prefers = kernels().prefers_int8
+    ideas: dict[str, ModelPass] = {idea.__name__: idea for idea in EXACT_ANYWHERE}
+    ideas["int8_images"] = lambda model: int8_images(model, prefers)
+    variants = {"": list(ideas)} | {left: [name for name in ideas if name != left] for left in ideas} | {"all of them": []}
+    sessions = {}
+    for left, names in variants.items():
+        model = step
+        for name in names:
+            model = ideas[name](model)
+        sessions[left] = open_lowered(folder, tidy(inline(model)).SerializeToString(), threads)
+    feeds = {i.name: np.zeros(i.shape, i.type.removeprefix("tensor(").removesuffix(")")) for i in sessions[""].get_inputs()}
+    times: dict[str, list[float]] = {left: [] for left in variants}
+    for turn in range(rounds + 1):  # the first one warms up
+        for left, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feeds)
+            times[left] += [time.perf_counter() - start] * (turn > 0)
+    return {left: [a / b for a, b in zip(times[left], times[""], strict=True)] for left in list(variants)[1:]}
+
+
 def main() -> None:
     """Print the table in Markdown, and where the time of profile `fast` goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,9 +114,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--passes", action="store_true", help="instead: what leaving out each pass for the CPU costs")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for case in (c for c in CASES if args.only in c.name):
+        if args.passes:
+            for left, ratios in without_each(case, args.folder, args.rounds, args.threads).items():
+                print(f"{case.name}, without {left}: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) times as long")
+            continue
         contenders = measured(case, args.folder, args.rounds, args.threads)
         floats = contenders[len(PROFILES) :]
         print(f"\n**{case.name}**, {args.threads} threads\n")
@@ -101,7 +141,7 @@ def main() -> None:
                 *(f"{cell} |" for cell in cells),
                 f"{one.peak_bytes / 2**20:.0f} | {one.state_bytes / 2**20:.1f} |",
             )
-        shares = by_operator(converted(case, args.folder)[0].path, args.threads, case.steps)
+        shares = by_operator(converted(case, args.folder)[0].path, args.threads)
         print("\nTime of `fast` by operator:", ", ".join(f"{s.operator} {s.share:.0%}" for s in shares if s.share >= 0.01))
         sys.stdout.flush()
 

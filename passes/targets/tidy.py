@@ -153,6 +153,10 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
                 inputs[position] = stored[key]
         graph.node.append(node)
         graph.node[-1].input[:] = inputs
+        for branch in (a.g for a in graph.node[-1].attribute if a.HasField("g")):
+            needed = _needed(list(branch.node), {output.name for output in branch.output})
+            branch.ClearField("node")
+            branch.node.extend(needed)
     for name in _captured(nodes):
         if name in constants and name not in stored.values():
             graph.initializer.append(numpy_helper.from_array(constants[name], name))

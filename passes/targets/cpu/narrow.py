@@ -121,8 +121,9 @@ def _narrowed(edit: Edit, node: onnx.NodeProto, ranges: dict[str, list[int]]) ->
     if least is None or reach >= 2**DEEPEST:
         return False
     operands = [weight.input[0], wide.input[0], decay.input[1], *node.input[1:]]
+    own = [n for n in (weight, scaled, wide) if len(edit.readers[n.output[0]]) == 1]  # of no use but to the canonical nodes
     is_small = edit.before(node, "GreaterOrEqual", [decay.input[1], edit.put(least, "int32")])
-    edit.choose(node, is_small, ("wageubn.ConstantQuantizeNarrow", operands, {"factor": times}), [decay, total, node])
+    edit.choose(node, is_small, ("wageubn.ConstantQuantizeNarrow", operands, {"factor": times}), [*own, decay, total, node])
     return True
 
 
