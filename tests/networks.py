@@ -118,11 +118,11 @@ def preactivation(seed: int = 0) -> onnx.ModelProto:
 
 
 def plain(seed: int = 0) -> onnx.ModelProto:
-    """No residual: 5x5 with padding, stride 3, biases, a wide Flatten, and a data gradient that is too long for one int32 sum."""
+    """No residual: 5x5 and 9x9 with padding, stride 3, biases, a wide Flatten, and a data gradient too long for one int32 sum."""
     n = Net(seed)
     x = n.relu(n.bn(n.conv("x", "c1", 3, 5, k=5, bias=True), "c1_bn", 5))
     x = n.node("MaxPool", x, name="maxpool", kernel_shape=[2, 2], strides=[2, 2])  # 6x6
-    x = n.relu(n.conv(x, "c2", 5, 16, strides=[3, 3], bias=True))  # 2x2
+    x = n.relu(n.conv(x, "c2", 5, 16, k=9, strides=[3, 3], bias=True))  # 2x2
     return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 64, CLASSES))
 
 

@@ -53,8 +53,7 @@ def _conv_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Wi
     n, _, oh, ow = dy.shape
     by_channel = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])  # [I, N, H, W]
     taps = tap_slices(g, by_channel, window, (oh, ow))
-    if len(taps) > 1:  # a channel's taps side by side, as in w: then the product needs no more than a plain transpose
-        taps = [g.op("Unsqueeze", tap, g.ints(1), name="tap") for tap in taps]
+    # [I, KH*KW*N, OH, OW]: a channel's taps side by side, as in w, so that the product needs no more than a plain transpose
     columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]
     columns = g.op("Reshape", columns, g.ints(i * kh * kw, n * oh * ow), name="columns")
     errors = g.op("Transpose", dy, name="dy_t", perm=[0, 2, 3, 1])

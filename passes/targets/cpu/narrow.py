@@ -111,6 +111,8 @@ def _narrowed(edit: Edit, node: onnx.NodeProto, ranges: dict[str, list[int]]) ->
     scaled = edit.maker(decay.input[0], "Mul") if decay is not None else None
     if total is None or wide is None or decay is None or scaled is None or edit.dtype(wide.input[0]) != onnx.TensorProto.INT32:
         return False
+    if any(len(edit.readers[n.output[0]]) > 1 for n in (total, decay)):
+        return False  # health counters, which want these numbers
     weight, factor = (edit.maker(name, "Cast") for name in scaled.input)
     bound = _products(edit, wide.input[0])
     times = edit.scalar(factor.input[0]) if factor is not None else None

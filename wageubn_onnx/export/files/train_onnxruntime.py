@@ -10,7 +10,9 @@ import onnxruntime
 folder, data = Path(sys.argv[1]), np.load(sys.argv[2])  # x_train uint8 [n, C, H, W], y_train
 manifest = json.loads((folder / "manifest.json").read_text())
 step = manifest["step"]
-session = onnxruntime.InferenceSession(str(folder / step["model"]), providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.enable_mem_pattern = options.enable_mem_reuse = False  # no plan of memory: it would take longer than all else
+session = onnxruntime.InferenceSession(str(folder / step["model"]), options, providers=["CPUExecutionProvider"])
 state = dict(np.load(folder / manifest["state_file"]))
 batch = next(i.shape[0] for i in session.get_inputs() if i.name == step["images"])
 names = [step["loss"], step["correct"], *(s["out"] for s in manifest["state"])]
