@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
@@ -99,7 +100,7 @@ def _sum(edit: Edit, node: onnx.NodeProto) -> None:
     wide = edit.maker(node.input[0], "Cast")
     if wide is None or edit.dtype(wide.input[0]) not in (T.INT8, T.UINT8):
         return
-    keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    keep = attributes(node).get("keepdims", 1)
     total = _by_image(edit, node, wide.input[0])
     axes = edit.put([0] if keep else CHANNELS, np.int64)
     edit.replace(node, "ReduceSum", [total, axes], keepdims=keep)
@@ -165,17 +166,17 @@ def _normalize(edit: Edit, node: onnx.NodeProto) -> None:
     if scale is None or affine is None:
         return
     x, unit, mean = affine
-    least, greatest, to = (next(a.i for a in node.attribute if a.name == key) for key in ("least", "greatest", "to"))
+    least, greatest, to = (attributes(node)[key] for key in ("least", "greatest", "to"))
     lift = 1 - least
     if 2 * (scale * unit * 128 + scale * 2**15) + (2 * lift + 1) * 2**15 >= INT32:
         return
-    attributes = {"slope": scale * unit, "scale": scale, "lift": lift, "to": to, "least": least, "greatest": greatest}
-    edit.replace(node, "wageubn.NormalizeHalfUp", [x, mean, node.input[1]], **attributes)
+    passed = {"slope": scale * unit, "scale": scale, "lift": lift, "to": to, "least": least, "greatest": greatest}
+    edit.replace(node, "wageubn.NormalizeHalfUp", [x, mean, node.input[1]], **passed)
 
 
 def _unsigned(edit: Edit, node: onnx.NodeProto) -> None:
     """A quantizer to 0..greatest with a constant shift; a ReLU before it changes nothing."""
-    least, greatest, to = (next(a.i for a in node.attribute if a.name == key) for key in ("least", "greatest", "to"))
+    least, greatest, to = (attributes(node)[key] for key in ("least", "greatest", "to"))
     shift = edit.scalar(node.input[1])
     if least != 0 or shift is None or not 1 <= shift <= 28:
         return

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
 SHAPING = ("MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Concat", "Unsqueeze")  # give elements of their input, or zeros
@@ -36,12 +36,8 @@ def int8_images(model: onnx.ModelProto, prefers_int8: Preference) -> onnx.ModelP
         image = _signed(edit, node)
         if image is not None:
             zero = edit.put(0, np.int8)
-            edit.replace(node, "ConvInteger", [image, node.input[1], zero, node.input[3]], **_attributes(node))
+            edit.replace(node, "ConvInteger", [image, node.input[1], zero, node.input[3]], **attributes(node))
     return edit.done()
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, object]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
@@ -69,5 +65,4 @@ def greatest_of(edit: Edit, name: str) -> int:
     maker = edit.maker(name)
     while maker is not None and maker.op_type in SHAPING:
         maker = edit.maker(maker.input[0])
-    found = {a.name: a.i for a in maker.attribute} if maker is not None else {}
-    return int(found.get("greatest", 255))
+    return int(attributes(maker).get("greatest", 255)) if maker is not None else 255

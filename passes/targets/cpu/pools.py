@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
 
@@ -22,7 +23,7 @@ def pools_from_taps(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _hits(edit: Edit, pool: onnx.NodeProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """The comparisons of the pool with what each position of the window sees, and the slices that are that: all, or none."""
-    kernel = next(list(a.ints) for a in pool.attribute if a.name == "kernel_shape")
+    rows, columns = attributes(pool)["kernel_shape"]
     readers = edit.readers.get(pool.output[0], [])
     seen_as = [pool.output[0], *(n.output[0] for n in readers if n.op_type == "Cast")]
     equals = [n for name in seen_as for n in edit.readers.get(name, []) if n.op_type == "Equal" and n.input[1] == name]
@@ -33,7 +34,7 @@ def _hits(edit: Edit, pool: onnx.NodeProto) -> list[tuple[onnx.NodeProto, onnx.N
         if seen is not None:
             hits.append((equal, seen))
     sources = {seen.input[0] for _, seen in hits}
-    if len(hits) != kernel[0] * kernel[1] or len(sources) != 1:
+    if len(hits) != rows * columns or len(sources) != 1:
         return []
     source = sources.pop()
     padded = edit.maker(source, "Pad")
