@@ -25,6 +25,7 @@ from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.proofs.audit import audit_model
+from wageubn_onnx.runtime.kernels import Kernels
 from wageubn_onnx.runtime.session import TrainingSession
 
 
@@ -53,6 +54,16 @@ def test_the_onnxruntime_of_another_environment(folder: Path, tmp_path: Path) ->
     assert all(row.same for row in rows)
     with pytest.raises(WageubnError, match="absent: cannot be run"):
         list(verify(folder, ["onnxruntime"], steps=1, pythons=[tmp_path / "absent"]))
+
+
+def test_the_manifest_says_what_the_step_needs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 by uint8 is exact on some machines only; elsewhere, and in old kernels, the step does without."""
+    for exact, needs in ((True, [ort.INT8]), (False, [])):
+        monkeypatch.setattr(ort, "kernels", lambda exact=exact: Kernels("a machine", exact))
+        export(folder, "onnxruntime", tmp_path / str(exact))
+        manifest = json.loads((tmp_path / str(exact) / "manifest.json").read_text())
+        assert manifest["needs"] == needs
+        assert (ort.INT8 in (tmp_path / str(exact) / "README.md").read_text()) == exact
 
 
 def broken(model: onnx.ModelProto, prefers_int8: object) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from wageubn_onnx.errors import WageubnError
@@ -27,6 +28,7 @@ from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
+INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
 FILES = Path(__file__).with_name("files")
 
 
@@ -42,7 +44,12 @@ def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
     shutil.copy(FILES / TRAIN, folder)
     sections = {section: bundle.manifest[section] | {"model": name} for section, name in (("step", STEP), ("eval", EVAL))}
-    return sections | {"state_file": STATE}
+    return sections | {"state_file": STATE, "needs": [INT8] if _has_int8_images(models[STEP]) else []}
+
+
+def _has_int8_images(step: onnx.ModelProto) -> bool:
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*step.graph.input, *step.graph.value_info)}
+    return any(n.op_type == "ConvInteger" and dtypes.get(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
 
 
 def readme(manifest: dict[str, Any]) -> str:
@@ -62,6 +69,7 @@ DATA.npz holds `x_train` (uint8 [n, C, H, W]) and `y_train`; the trained state g
 * `manifest.json` says which output of the step is which input of the next (`state`: in, out, key) and what the integers mean
   (`exponents`: value = integer * 2^exponent).
 * `{EVAL}` is inference from the same state.
+{"".join(f"* It needs {need}." for need in manifest["needs"])}
 """
 
 
