@@ -1,4 +1,5 @@
-"""The step in operators that IREE 3.13 compiles, and compiles right: int16 as int32, int64 Neg as a subtraction."""
+"""The step in operators that IREE 3.13 compiles, and compiles right: int16 as int32, int64 Neg as a subtraction, and convolutions
+with different pads before and after as Pad and convolution."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def for_iree(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = result.graph
     values = (*graph.input, *graph.output, *graph.value_info)
     dtypes = {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
-    nodes = [made for node in graph.node for made in _rewritten(node, dtypes)]
+    constants: dict[str, onnx.TensorProto] = {}
+    nodes = [made for node in graph.node for made in _rewritten(node, dtypes, constants)]
     del graph.node[:]
     graph.node.extend(nodes)
     for value in values:
@@ -32,15 +34,25 @@ def for_iree(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         if tensor.data_type == T.INT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name))
+    graph.initializer.extend(constants.values())
     if any(ZERO in node.input for node in nodes):
         graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), ZERO))
     return result
 
 
-def _rewritten(node: onnx.NodeProto, dtypes: dict[str, int]) -> Iterator[onnx.NodeProto]:
+def _rewritten(node: onnx.NodeProto, dtypes: dict[str, int], constants: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
     if node.op_type == "Neg" and dtypes[node.input[0]] == T.INT64:
         node.op_type = "Sub"
         node.input.insert(0, ZERO)
     if node.op_type == "Cast" and node.attribute[0].i == T.INT16:
         node.attribute[0].i = T.INT32
+    pads = next((a for a in node.attribute if a.name == "pads"), None)
+    if node.op_type == "ConvInteger" and pads is not None and pads.ints[:2] != pads.ints[2:]:
+        top, left, bottom, right = pads.ints
+        amounts, padded = f"iree/pads_{top}_{left}_{bottom}_{right}", f"{node.output[0]}/padded"
+        constants[amounts] = numpy_helper.from_array(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), amounts)
+        made = onnx.helper.make_node("Pad", [node.input[0], amounts, node.input[2]], [padded], padded)
+        made.metadata_props.extend(node.metadata_props)
+        yield made
+        node.input[0], pads.ints[:] = padded, [0, 0, 0, 0]
     yield node

@@ -63,6 +63,12 @@ SLICE = model(
     step=np.array([2, 2]),
     zero=np.array(128, np.uint8),
 )
+PADS = model(
+    [h.make_node("ConvInteger", ["x", "weight", "zero", "zero"], ["y"], pads=[0, 1, 1, 0], kernel_shape=[2, 2])],
+    {"x": (T.UINT8, [2, 3, 4, 4]), "weight": (T.UINT8, [5, 3, 2, 2])},
+    T.INT32,
+    zero=np.array(128, np.uint8),
+)
 X = np.array([2**24 + 1, -(2**40) - 1], np.int64)  # no float32
 
 
@@ -83,6 +89,16 @@ def test_a_cast_to_int16_is_not_compiled(tmp_path: Path) -> None:
     with pytest.raises(WageubnError, match="target iree: iree_compile: .*failed to legalize operation 'torch.operator'"):
         run(CAST, tmp_path)
     assert run(for_iree(CAST), tmp_path, np.array([5, -7], np.int32)).tolist() == [5, -7]
+
+
+@needs_iree
+def test_a_convolution_with_uneven_pads_is_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(WageubnError, match="target iree: iree_compile: .*failed to legalize operation 'torch.operator'"):
+        run(PADS, tmp_path)
+    draw = np.random.default_rng(0)
+    feeds = {"x": draw.integers(0, 256, (2, 3, 4, 4), np.uint8), "weight": draw.integers(0, 256, (5, 3, 2, 2), np.uint8)}
+    (expected,) = ReferenceEvaluator(PADS).run(None, feeds)
+    assert np.array_equal(run(for_iree(PADS), tmp_path, *feeds.values()), expected)
 
 
 @needs_iree
