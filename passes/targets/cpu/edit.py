@@ -63,11 +63,6 @@ class Edit:
             return int(self._constants[name].data_type)
         return int(self._types[name].elem_type) if name in self._types else onnx.TensorProto.UNDEFINED
 
-    def sole_reader(self, name: str) -> onnx.NodeProto | None:
-        """The one node that reads ``name``."""
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 else None
-
     # ---- what is put in ----
 
     def put(self, value: Any, dtype: Any) -> str:

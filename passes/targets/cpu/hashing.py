@@ -45,7 +45,7 @@ RANDOM = function(
 
 
 def uint32_hashes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same bits, in a quarter of the time."""
+    """The same bits."""
     edit = Edit(model, "uint32-hashes")
     if any(f.name == RANDOM.name for f in model.functions):
         edit.functions([RANDOM])

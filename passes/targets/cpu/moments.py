@@ -148,14 +148,23 @@ def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
 
 
 def _affine(edit: Edit, name: str) -> tuple[str, int, str] | None:
-    """x, k and m of a tensor k x - m: x 8-bit, m int32 [1, C, 1, 1]."""
+    """x, k and m of a tensor k x - m: x int8 [N, C, H, W], m of 16 bits as int32 [1, C, 1, 1]."""
     centred = edit.maker(name, "Sub")
     scaled = edit.maker(centred.input[0], "Mul") if centred is not None else None
     unit = edit.scalar(scaled.input[1]) if scaled is not None else 1
     wide = edit.maker(scaled.input[0] if scaled is not None else centred.input[0], "Cast") if centred is not None else None
     if centred is None or wide is None or unit is None or edit.dtype(wide.input[0]) != T.INT8:
         return None
-    return wide.input[0], unit, centred.input[1]
+    x, mean = wide.input[0], centred.input[1]
+    if edit.shape(mean) != [1, edit.shape(x)[1], 1, 1] or not _has_16_bits(edit, mean):
+        return None
+    return x, unit, mean
+
+
+def _has_16_bits(edit: Edit, name: str) -> bool:
+    """Whether an int32 tensor was int16: no wider format of a profile may pass the sums that follow."""
+    narrow = edit.maker(name, "Cast")
+    return narrow is not None and edit.dtype(narrow.input[0]) == T.INT16
 
 
 def _normalize(edit: Edit, node: onnx.NodeProto) -> None:
@@ -163,7 +172,7 @@ def _normalize(edit: Edit, node: onnx.NodeProto) -> None:
     scaled = edit.maker(node.input[0], "Mul")
     scale = edit.scalar(scaled.input[1]) if scaled is not None else None
     affine = _affine(edit, scaled.input[0]) if scaled is not None else None
-    if scale is None or affine is None:
+    if scale is None or affine is None or not _has_16_bits(edit, node.input[1]):
         return
     x, unit, mean = affine
     least, greatest, to = (attributes(node)[key] for key in ("least", "greatest", "to"))

@@ -15,7 +15,7 @@ from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
-SHAPING = ("MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Concat", "Unsqueeze")  # give elements of their input, or zeros
+SHAPING = ("MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # give elements of their input, or zeros
 SEVEN_BITS = 127
 
 
@@ -44,14 +44,14 @@ def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
     """The images of ``product`` as int8 with zero point 0; None where they may pass 127."""
     zero = edit.scalar(product.input[2])
     if zero == 128:  # an int8 tensor, whose sign bit was flipped
-        return _before_the_flip(edit, product.input[0], product)
+        return _before_the_flip(edit, product.input[0])
     if zero == 0 and greatest_of(edit, product.input[0]) <= SEVEN_BITS:
         return edit.before(product, "Cast", [product.input[0]], to=T.INT8)
     return None
 
 
-def _before_the_flip(edit: Edit, name: str, anchor: onnx.NodeProto) -> str | None:
-    """The int8 tensor of which ``name`` is BitwiseXor(Cast(it), 128), seen through nodes that only move elements."""
+def _before_the_flip(edit: Edit, name: str) -> str | None:
+    """The int8 tensor of which ``name`` is BitwiseXor(Cast(it), 128)."""
     flip = edit.maker(name, "BitwiseXor")
     if flip is not None and edit.scalar(flip.input[1]) == 128:
         cast = edit.maker(flip.input[0], "Cast")
@@ -63,6 +63,8 @@ def _before_the_flip(edit: Edit, name: str, anchor: onnx.NodeProto) -> str | Non
 def greatest_of(edit: Edit, name: str) -> int:
     """A bound of the uint8 tensor ``name``: that of the quantizer that made it, seen through nodes that only move elements."""
     maker = edit.maker(name)
-    while maker is not None and maker.op_type in SHAPING:
-        maker = edit.maker(maker.input[0])
+    if maker is not None and maker.op_type == "Concat":
+        return max(greatest_of(edit, part) for part in maker.input)
+    if maker is not None and maker.op_type in SHAPING:
+        return greatest_of(edit, maker.input[0])
     return int(attributes(maker).get("greatest", 255)) if maker is not None else 255
