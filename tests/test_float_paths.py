@@ -60,7 +60,7 @@ def test_a_step_with_a_path_in_float_trains(name: str, tmp_path: Path) -> None:
     roles = {role for _, role in placed(model)}
     assert free and not free & roles
     assert expected(model) <= placed(model)
-    assert {p for p in PATHS if not whole.format(p).is_float} - free <= roles | {"S", "E.acc", "U", "BN.running", *free}
+    assert {p for p in PATHS if not whole.format(p).is_float} - free <= roles | {"S", "E.acc", "U", "BN.running", "BN.K", *free}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

@@ -55,7 +55,7 @@ def test_a_name_may_leave_paths_in_float(tmp_path: Path) -> None:
     """Whole groups too, at every layer; what they would be quantized to stays known."""
     full8, left = load_profile("full8"), load_profile("full8-BN-U")
     assert left.name == "full8-BN-U" and full8.has_integers and not left.has_integers
-    assert {p for p in PATHS if left.format(p).is_float} == {"BN.mu", "BN.sigma", "BN.x", "BN.running", "BN.A", "U"}
+    assert {p for p in PATHS if left.format(p).is_float} == {"BN.mu", "BN.sigma", "BN.x", "BN.running", "BN.A", "BN.K", "U"}
     assert left.format("BN.mu").bits == 16
     text = 'extends = "full8"\n[layers.fc.W]\nbits = 5\nfraction = 4\n[layers.last.A]\nfunction = "float"\n'
     own_profile = load_profile(own(tmp_path, text)).on("stem", "fc")

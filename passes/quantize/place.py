@@ -162,7 +162,9 @@ def delayed(
     first: the exponent of the first step, one or one a channel [1, C, 1, 1]. A step that computes no loss leaves the state alone.
     """
     first = np.asarray(first, np.int32)
-    if first.shape:  # what is cut off of a forward tensor is lost to all that follows: it gets a bit of room, and regains it fast
+    if role == "BN.A":  # a saturated channel would lose its whole error
+        (lowest, highest), small, up = HELD, form.greatest // 2 - 1, 1
+    elif first.shape:  # what is cut off of a forward tensor is lost to all that follows: it gets a bit of room, regained fast
         (lowest, highest), small, up = HELD, form.greatest // 4, 2
     else:  # as R has it: the finer grid where the greatest does not pass it by sqrt(2)
         (lowest, highest), small, up = (bound - form.bits + 1 for bound in GUARD), math.isqrt(form.greatest**2 // 2), 1

@@ -32,8 +32,8 @@ class Format:
     """How one data path is quantized.
 
     bits: of a mantissa, with its sign. fraction: fractional bits of a fixed grid; None where the grid comes from the tensor's
-    range. function: direct, shift, flag, align, grid, constant, or float: the path is left as it is. rounding: half_even,
-    half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not. delayed: the run-time
+    range. function: direct, shift, flag, align, grid, constant; exact: as many bits as the operands ask for; or float: the path is
+    left as it is. rounding: half_even, half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not. delayed: the run-time
     exponent is a state, found by the step before; of C it makes the exponent one of the run time, one a channel.
     """
 
@@ -95,6 +95,7 @@ PATHS: dict[str, Path] = {
     "BN.x": Path(("direct",), 8, forward=True, fixed=True),
     "BN.running": Path(("direct",), 28),
     "BN.A": Path(("shift",), 14),
+    "BN.K": Path(("exact", "grid"), 20),
     "loss": Path(("direct",), 32, fixed=True),
     "E1": Path(("shift",), 16),
     "E2": Path(("flag", "shift"), 16),
@@ -109,7 +110,7 @@ PATHS: dict[str, Path] = {
     "U": Path(("direct",), 30, fixed=True),
 }
 ROUNDINGS = ("half_even", "half_up", "stochastic")
-DELAYED = ("C", "E1", "E2", "E.sum")  # the paths whose exponent may be a state
+DELAYED = ("C", "BN.A", "E1", "E2", "E.sum")  # the paths whose exponent may be a state
 RANDOM = ("E1", "E2", "G.W", "G.gamma", "G.beta", "G.bias")  # the paths that may round stochastically
 WHOLE = ("I", "M.coefficient", "lr", "U", "loss")  # one for all layers
 KEYS = {f.name: f.type for f in fields(Format)}
@@ -149,7 +150,7 @@ class Profile:
     def is_delayed(self) -> bool:
         """Whether any error's exponent is a state, which needs a first value."""
         tables = (self.formats, *(formats for _, formats in self.exceptions))
-        return any(table[path].delayed for table in tables for path in table if path != "C")
+        return any(table[path].delayed for table in tables for path in table if path.startswith("E"))
 
     def on(self, first: str, last: str, pools: Sequence[str] = ()) -> Profile:
         """The profile for a network: the names of its outermost layers with weights, and of its pooling layers."""
@@ -274,12 +275,12 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
     made, rule = Format(**values), PATHS[path]
     if made.is_float:
         return made
-    _require("bits" in values, where, f"{path} has no bits")
+    _require("bits" in values or made.function == "exact", where, f"{path} has no bits")
     _require(made.rounding in ROUNDINGS, where, f"{path} has the rounding {made.rounding!r}; it must be {', '.join(ROUNDINGS)}")
     _require(
         made.function in rule.functions, where, f"{path} has the function {made.function!r}, not {' or '.join(rule.functions)}"
     )
-    _require(2 <= made.bits <= rule.bits, where, f"{path} has {made.bits} bits; 2 to {rule.bits} have an integer form")
+    _require(made.function == "exact" or 2 <= made.bits <= rule.bits, where, f"{path} has {made.bits} bits; 2 to {rule.bits} have an integer form")
     _require(not rule.fixed or made.fraction is not None, where, f"{path} lies on a fixed grid and needs a fraction")
     _require(not made.delayed or path in DELAYED, where, f"{path} has no run-time exponent that could be delayed")
     _require(not made.delayed or made.function != "flag", where, f"{path}: a flag pair's two grids cannot be delayed")
@@ -326,8 +327,9 @@ def _check(profile: Profile) -> None:
         own = f(path).fraction is not None and not f(path).is_float
         _require(not (own and f("C").delayed), name, f"{path} lies on the grid of a delayed C: leave out fraction")
     tables = [profile.formats, *(profile.formats | formats for _, formats in profile.exceptions)]
-    split = any(table["C"].delayed and not table["E2"].delayed for table in tables if not table["E2"].is_float)
-    _require(not split, name, "a delayed C gives errors an exponent a channel, which only a delayed E2 can read")
+    for path in ("C", "BN.A"):
+        split = any(table[path].delayed and not table["E2"].delayed for table in tables if not table["E2"].is_float)
+        _require(not split, name, f"a delayed {path} gives errors an exponent a channel, which only a delayed E2 can read")
     u, w = f("U"), f("W")
     both = not u.is_float and not w.is_float
     _require(not both or u.exponent <= w.exponent, name, "U is coarser than W: no update could ever change a weight by less")
