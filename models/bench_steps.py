@@ -10,21 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnx
 
 from resnet import Architecture, build
 from wageubn_onnx import Config, convert
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import EXACT_ANYWHERE
-from wageubn_onnx.passes.targets.cpu.operands import int8_images
+from wageubn_onnx.passes.targets.cpu import passes_for
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
@@ -33,7 +30,6 @@ from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import open_lowered
 
-ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 PROFILES = ("fast", "full8")
 IMAGENET = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
 DIGITS = Path(__file__).with_name("digits_resnet.onnx")
@@ -87,9 +83,7 @@ def measured(case: Case, folder: Path, rounds: int, threads: int) -> list[Conten
 def without_each(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, list[float]]:
     """By pass: how many times as long the step of profile `fast` takes without it, round by round, all in one process."""
     step = load_model(converted(case, folder)[0].model("step"))
-    prefers = kernels().prefers_int8
-    ideas: dict[str, ModelPass] = {idea.__name__: idea for idea in EXACT_ANYWHERE}
-    ideas["int8_images"] = lambda model: int8_images(model, prefers)
+    ideas = passes_for(kernels())
     variants = {"": list(ideas)} | {left: [name for name in ideas if name != left] for left in ideas} | {"all of them": []}
     sessions = {}
     for left, names in variants.items():

@@ -645,9 +645,12 @@ def bench_kernels(as_json: bool) -> None:
     if as_json:
         _print_json(asdict(table))
         return
-    click.echo(f"{table.machine}: int8 by uint8 is {'exact' if table.int8_is_exact else 'not exact, so it is not used'}")
-    rows = [[*map(str, measured.shape), f"{measured.speedup:.2f}"] for measured in table.measured]
-    _print_table("convolutions", ["images", "channels", "size", "to channels", "kernel", "uint8 / int8 time"], rows)
+    said = {True: "exact", False: "not exact, so it is not used"}
+    click.echo(f"{table.machine}: int8 by uint8 is {said[table.int8_is_exact]}, the fused kernel {said[table.fused_is_exact]}")
+    rows = [[*map(str, measured.shape), f"{measured.speedup:.2f}", f"{measured.fused:.2f}"] for measured in table.measured]
+    _print_table(
+        "convolutions", ["images", "channels", "size", "to channels", "kernel", "uint8 / int8 time", "int8 / fused time"], rows
+    )
     click.echo(f"kept in {cache_file()}")
 
 

@@ -46,9 +46,7 @@ def quantize_bn_backward(g: Model, config: Config) -> None:
             continue
         wide = Format(RATIO_BITS, rounding=form.rounding)
         # |A * mean(e*xh)| <= max|A| max|e| mean|xh|, and mean|xh| <= 1
-        exact = Format(
-            form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2)
-        )
+        exact = Format(form.bits + error_form.bits - 1, rounding=form.rounding, greatest=2 ** (form.bits + error_form.bits - 2))
         factors = source(ratio).inputs
         with g.beside(g.tag(ratio)):
             grid = quotient(g, *map(grid_of, factors)) if all(map(is_quantized, factors)) else None

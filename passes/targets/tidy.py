@@ -38,10 +38,11 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
     results: dict[tuple[Any, ...], list[Array]] = {}
     seen: dict[tuple[Any, ...], list[str]] = {}
     kept: list[onnx.NodeProto] = []
+    makers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         inputs = [renamed.get(name, name) for name in node.input]
         free = not outputs.intersection(node.output)  # an output of the graph keeps its node
-        same = _unchanged(node, inputs, types, constants) if free else None
+        same = (_unchanged(node, inputs, types, constants) or _undone(node, inputs, types, makers)) if free else None
         if same is not None:
             renamed[node.output[0]] = same
             continue
@@ -57,6 +58,7 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
         if inputs != list(node.input):
             node = _reading(node, inputs)
         kept.append(node)
+        makers |= dict.fromkeys(node.output, node)
     return _assembled(model, _needed(kept, outputs), constants)
 
 
@@ -88,6 +90,22 @@ def _unchanged(node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any]
     if x not in types or y not in constants or node.output[0] not in types or (constants[y] != NEUTRAL[node.op_type]).any():
         return None
     return x if types[x].HasField("shape") and types[x].shape == types[node.output[0]].shape else None
+
+
+def _undone(
+    node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any], makers: Mapping[str, onnx.NodeProto]
+) -> str | None:
+    """The tensor that two nodes give back: a sign bit flipped twice, a cast between int8 and uint8 taken back; else None."""
+    before = makers.get(inputs[0]) if inputs else None
+    if before is None or before.op_type != node.op_type:
+        return None
+    if node.op_type == "BitwiseXor":
+        return before.input[0] if before.input[1] == inputs[1] else None
+    if node.op_type != "Cast" or not {inputs[0], before.input[0]} <= types.keys():
+        return None
+    source, between = types[before.input[0]].elem_type, types[inputs[0]].elem_type
+    eight_bits = {source, between} == {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    return before.input[0] if eight_bits and node.attribute[0].i == source else None
 
 
 def _folded(

@@ -21,10 +21,16 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernels, "SHAPES", (SMALL,))
 
 
+def asked() -> Kernels:
+    return Kernels(kernels.this_machine(), kernels.int8_is_exact(), kernels.fused_is_exact())
+
+
 def test_the_default_asks_the_kernel() -> None:
     table = kernels.kernels()
-    assert table == Kernels(kernels.this_machine(), kernels.int8_is_exact())
-    assert table.prefers_int8([1, 4, 6, 6], [4, 4, 3, 3]) == table.int8_is_exact
+    assert table == asked()
+    assert table.prefers_int8([16, 64, 56, 56], [64, 64, 3, 3]) == table.int8_is_exact
+    assert table.prefers_fused([16, 64, 56, 56], [64, 64, 3, 3]) == table.fused_is_exact
+    assert not table.prefers_fused([16, 512, 7, 7], [512, 512, 3, 3])
 
 
 def test_what_was_measured_is_kept_and_read() -> None:
@@ -36,16 +42,22 @@ def test_what_was_measured_is_kept_and_read() -> None:
     assert [m.shape for m in kernels.kernels().measured] == [SMALL]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": "another", "int8_is_exact": true, "measured": []}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"machine": "another", "int8_is_exact": true, "fused_is_exact": true, "measured": []}']
+)
 def test_a_damaged_or_foreign_table_is_not_believed(content: str) -> None:
     kernels.cache_file().parent.mkdir(parents=True)
     kernels.cache_file().write_text(content)
-    assert kernels.kernels() == Kernels(kernels.this_machine(), kernels.int8_is_exact())
+    assert kernels.kernels() == asked()
 
 
 def test_the_nearest_shape_decides_and_exactness_first() -> None:
-    measured = (Measured((16, 64, 56, 64, 3), 2.0), Measured((16, 512, 7, 512, 1), 0.5))
-    table = Kernels("here", True, measured)
+    measured = (Measured((16, 64, 56, 64, 3), 2.0, 0.5), Measured((16, 512, 7, 512, 1), 0.5, 2.0))
+    table = Kernels("here", True, True, measured)
     assert table.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
     assert not table.prefers_int8([16, 512, 14, 14], [512, 512, 1, 1])
-    assert not Kernels("here", False, measured).prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
+    assert not table.prefers_fused([16, 64, 28, 28], [128, 64, 3, 3])
+    assert table.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])
+    inexact = Kernels("here", False, False, measured)
+    assert not inexact.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
+    assert not inexact.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])

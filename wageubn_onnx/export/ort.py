@@ -29,6 +29,7 @@ from wageubn_onnx.runtime.kernels import kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
 INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
+FUSED = "QLinearConv by power-of-two scales that does not saturate within (its scales are float parameters), as above"
 FILES = Path(__file__).with_name("files")
 
 
@@ -38,18 +39,21 @@ def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any
     if portable:
         models = {STEP: for_old_releases(tidy(inline(bundle.step))), EVAL: for_old_releases(models[EVAL])}
     else:
-        models[STEP] = for_cpu(bundle.step, kernels().prefers_int8)
+        models[STEP] = for_cpu(bundle.step, kernels())
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
     shutil.copy(FILES / TRAIN, folder)
     sections = {section: bundle.manifest[section] | {"model": name} for section, name in (("step", STEP), ("eval", EVAL))}
-    return sections | {"state_file": STATE, "needs": [INT8] if _has_int8_images(models[STEP]) else []}
+    return sections | {"state_file": STATE, "needs": _needs(models[STEP])}
 
 
-def _has_int8_images(step: onnx.ModelProto) -> bool:
+def _needs(step: onnx.ModelProto) -> list[str]:
+    """What the step asks of the kernels that run it."""
     dtypes = {v.name: v.type.tensor_type.elem_type for v in (*step.graph.input, *step.graph.value_info)}
-    return any(n.op_type == "ConvInteger" and dtypes.get(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
+    int8 = any(n.op_type == "ConvInteger" and dtypes.get(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
+    fused = any(n.op_type == "QLinearConv" for n in step.graph.node)
+    return [INT8] * int8 + [FUSED] * fused
 
 
 def readme(manifest: dict[str, Any]) -> str:

@@ -32,9 +32,9 @@ class Format:
     """How one data path is quantized.
 
     bits: of a mantissa, with its sign. fraction: fractional bits of a fixed grid; None where the grid comes from the tensor's
-    range. function: direct, shift, flag, align, grid, constant; exact: as many bits as the operands ask for; or float: the path is
-    left as it is. rounding: half_even, half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded = false: it does not. delayed: the run-time
-    exponent is a state, found by the step before; of C it makes the exponent one of the run time, one a channel.
+    range. function: direct, shift, flag, align, grid, constant; exact: as many bits as the operands ask for; or float: the path
+    is left as it is. rounding: half_even, half_up, stochastic. least, greatest: the mantissas at which it saturates; bounded =
+    false: it does not. delayed: the run-time exponent is a state, found by the step before; of C and BN.A, one a channel.
     """
 
     bits: int = 32  # a float's
@@ -280,7 +280,11 @@ def _format(where: str, path: str, values: dict[str, Any]) -> Format:
     _require(
         made.function in rule.functions, where, f"{path} has the function {made.function!r}, not {' or '.join(rule.functions)}"
     )
-    _require(made.function == "exact" or 2 <= made.bits <= rule.bits, where, f"{path} has {made.bits} bits; 2 to {rule.bits} have an integer form")
+    _require(
+        made.function == "exact" or 2 <= made.bits <= rule.bits,
+        where,
+        f"{path} has {made.bits} bits; 2 to {rule.bits} have an integer form",
+    )
     _require(not rule.fixed or made.fraction is not None, where, f"{path} lies on a fixed grid and needs a fraction")
     _require(not made.delayed or path in DELAYED, where, f"{path} has no run-time exponent that could be delayed")
     _require(not made.delayed or made.function != "flag", where, f"{path}: a flag pair's two grids cannot be delayed")

@@ -36,7 +36,7 @@ def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3
     The nodes of a branch count as its If. Raises WageubnError where the folder has no integer step.
     """
     artifacts = ArtifactFolder(folder)
-    step = for_cpu(load_model(artifacts.model("step")), kernels().prefers_int8)
+    step = for_cpu(load_model(artifacts.model("step")), kernels())
     inside = {n.name for node in step.graph.node for a in node.attribute if a.HasField("g") for n in a.g.node}
     options = lowered_options(threads)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,8 +1,9 @@
 """What this machine's kernels do best: a small table, measured once (`wageubn-onnx bench kernels`) or assumed.
 
-A convolution has two forms with the same sums. uint8 by uint8 is exact on every machine. int8 by uint8 is about twice as fast on
-an x86 with VNNI; without it, onnxruntime adds pairs of products in saturating int16. So the table says whether that form is exact
-here, and of some shapes how much faster it is.
+A convolution has several forms with the same integers. ConvInteger of uint8 by uint8 is exact on every machine; of int8 by uint8
+it is about twice as fast on an x86 with VNNI; and a QLinearConv of uint8 by int8 requantizes its sums, too, in the same kernel.
+Without VNNI onnxruntime adds pairs of products of the last two in saturating int16. So the table says whether they are exact
+here, and of some shapes how much faster they are.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.graph import IR_VERSION, OPSET
+from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
+from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.fused import PRODUCT
+from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.files import write_text
 
 T = onnx.TensorProto
@@ -36,32 +40,49 @@ SHAPES: tuple[Shape, ...] = (
     (4, 64, 56, 256, 1), (4, 512, 7, 2048, 1), (32, 16, 32, 16, 3), (32, 64, 8, 64, 3), (1, 16, 8, 16, 3),
 )  # fmt: skip
 ROUNDS = 7
+REQUANTIZED = GRID["half_even"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A convolution's shape, and the time of uint8 by uint8 over that of int8 by uint8."""
+    """A convolution's shape; the time of uint8 by uint8 over that of int8 by uint8; the time of the faster of them with the
+    requantization after it over that of the fused kernel."""
 
     shape: Shape
     speedup: float
+    fused: float
+
+
+# Where nothing was measured: x86-64 with AVX512-VNNI, onnxruntime 1.31
+SHIPPED: tuple[Measured, ...] = (
+    Measured((4, 3, 112, 64, 7), 3.1, 2.3), Measured((4, 64, 56, 64, 3), 2.0, 2.1), Measured((4, 128, 28, 128, 3), 2.1, 1.5),
+    Measured((4, 256, 14, 256, 3), 2.2, 1.2), Measured((4, 512, 7, 512, 3), 3.1, 0.5), Measured((4, 64, 56, 256, 1), 1.9, 5.1),
+    Measured((4, 512, 7, 2048, 1), 2.4, 0.8), Measured((32, 16, 32, 16, 3), 1.4, 2.2), Measured((32, 64, 8, 64, 3), 1.5, 2.0),
+    Measured((1, 16, 8, 16, 3), 1.1, 1.5),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """machine: whose table it is. int8_is_exact: whether int8 by uint8 gives exact sums; it is then taken for the faster form,
-    unless something else was ``measured``."""
+    """machine: whose table it is. int8_is_exact, fused_is_exact: whether int8 by uint8, and a QLinearConv of uint8 by int8, give
+    exact sums. measured: which form is the faster; of a machine without a table, the one that is shipped says so."""
 
     machine: str
     int8_is_exact: bool
-    measured: tuple[Measured, ...] = ()
+    fused_is_exact: bool
+    measured: tuple[Measured, ...] = SHIPPED
 
     def prefers_int8(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
-        """Whether a convolution of ``image`` [N, I, H, W] with ``kernel`` [O, I, KH, KW] should take its images in int8."""
-        if not self.int8_is_exact or not self.measured:
-            return self.int8_is_exact
+        """Whether a ConvInteger of ``image`` [N, I, H, W] with ``kernel`` [O, I, KH, KW] should take its images in int8."""
+        return self.int8_is_exact and self._nearest(image, kernel).speedup > 1.0
+
+    def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
+        """Whether product and requantization should be one QLinearConv."""
+        return self.fused_is_exact and self._nearest(image, kernel).fused > 1.0
+
+    def _nearest(self, image: Sequence[int], kernel: Sequence[int]) -> Measured:
         wanted = (image[0], image[1], image[2], kernel[0], kernel[2])
-        nearest = min(self.measured, key=lambda m: sum(abs(math.log2(a / b)) for a, b in zip(m.shape, wanted, strict=True)))
-        return nearest.speedup > 1.0
+        return min(self.measured, key=lambda m: sum(abs(math.log2(a / b)) for a, b in zip(m.shape, wanted, strict=True)))
 
 
 def this_machine() -> str:
@@ -82,19 +103,23 @@ def cache_file() -> Path:
 
 
 def kernels() -> Kernels:
-    """The table of this machine: the measured one, else the default, which asks the kernel whether it is exact."""
+    """The table of this machine: the measured one, else the shipped one; the kernels are asked whether they are exact."""
     try:
         found = json.loads(cache_file().read_text())
-        measured = tuple(Measured(tuple(m["shape"]), float(m["speedup"])) for m in found["measured"])
-        table = Kernels(found["machine"], bool(found["int8_is_exact"]), measured)
+        measured = tuple(Measured(tuple(m["shape"]), float(m["speedup"]), float(m["fused"])) for m in found["measured"])
+        table = Kernels(found["machine"], bool(found["int8_is_exact"]), bool(found["fused_is_exact"]), measured)
     except (OSError, ValueError, KeyError, TypeError):
         table = None
-    return table if table is not None and table.machine == this_machine() else Kernels(this_machine(), int8_is_exact())
+    return table if table is not None and table.machine == this_machine() and table.measured else _asked()
+
+
+def _asked() -> Kernels:
+    return Kernels(this_machine(), int8_is_exact(), fused_is_exact())
 
 
 def measure() -> Kernels:
     """Measure the table on one thread, the forms in turn, and keep it for later sessions. Some seconds."""
-    table = Kernels(this_machine(), int8_is_exact(), tuple(Measured(shape, _speedup(shape)) for shape in SHAPES))
+    table = replace(_asked(), measured=tuple(_measured(shape) for shape in SHAPES))
     try:
         cache_file().parent.mkdir(parents=True, exist_ok=True)
         write_text(cache_file(), json.dumps(asdict(table), indent=1) + "\n")
@@ -109,36 +134,74 @@ def int8_is_exact() -> bool:
     images = np.broadcast_to(signs[None, :, None, None], (1, 64, 4, 4)).copy()
     kernel = np.full((16, 64, 3, 3), 255, np.uint8)
     kernel[1::2] = (signs.astype(int) + 128).astype(np.uint8)[:, None, None]
-    (sums,) = _convolution(images, kernel).run(None, {"x": images, "w": kernel})
+    sums = _probe(images, kernel)()
     expected = np.array([9 * 127 * int(signs.sum(dtype=int)), 9 * 127 * 127 * len(signs)] * 8)
     return bool((sums == expected[None, :, None, None]).all())
 
 
-def _speedup(shape: Shape) -> float:
+def fused_is_exact() -> bool:
+    """The same of a QLinearConv of uint8 by int8 and of a depthwise one, whose shifts bring the greatest sums to 8 bits."""
+    signs = np.where(np.arange(64) % 4 < 2, 127, -127)
+    images = np.broadcast_to((signs + 128).astype(np.uint8)[None, :, None, None], (1, 64, 4, 4)).copy()
+    dense = np.broadcast_to(signs.astype(np.int8)[None, :, None, None], (64, 64, 3, 3)).copy()
+    depthwise = np.broadcast_to(signs.astype(np.int8)[:, None, None, None], (64, 1, 3, 3)).copy()
+    return all(
+        bool((_probe(images, kernel, shift)() == round(9 * kernel.shape[1] * 127 * 127 / 2**shift)).all())
+        for kernel, shift in ((dense, 17), (depthwise, 11))
+    )
+
+
+def _measured(shape: Shape) -> Measured:
     n, i, size, o, k = shape
     random = np.random.default_rng(0)
     images, kernel = random.integers(0, 128, (n, i, size, size)), random.integers(0, 256, (o, i, k, k)).astype(np.uint8)
-    runs = [(_convolution(x, kernel), {"x": x, "w": kernel}) for x in (images.astype(np.uint8), images.astype(np.int8))]
-    best = [math.inf, math.inf]
+    unsigned, signed = images.astype(np.uint8), images.astype(np.int8)
+    runs = [_probe(x, kernel, shift) for shift in (None, 10) for x in (unsigned, signed)]
+    runs.append(_probe(unsigned, (kernel.astype(int) - 128).astype(np.int8), 10))
+    best = [math.inf] * len(runs)
     for _ in range(ROUNDS):
-        for at, (session, feeds) in enumerate(runs):
+        for at, run in enumerate(runs):
             start = time.perf_counter()
-            session.run(None, feeds)
+            run()
             best[at] = min(best[at], time.perf_counter() - start)
-    return round(best[0] / best[1], 3)
+    return Measured(shape, round(best[0] / best[1], 3), round(min(best[2:4]) / best[4], 3))
 
 
-def _convolution(x: Array, w: Array) -> onnxruntime.InferenceSession:
-    """A session for ConvInteger of images like x with kernels like w, zero points 0 and 128, one thread."""
-    size = w.shape[2]
+def _probe(x: Array, w: Array, shift: int | None = None) -> Callable[[], Array]:
+    """A convolution of images x with kernels w, zero points 0, of uint8 kernels and of uint8 images beside int8 kernels 128, as a
+    function that runs it on one thread: ConvInteger, for a ``shift`` with the canonical requantization after it; of int8 kernels
+    the fused form. A kernel of depth 1 is depthwise."""
+    size, fused = w.shape[2], w.dtype == np.int8
+    pads = [size // 2 if size < x.shape[2] - 1 else 0] * 4
+    window: dict[str, Any] = {"kernel_shape": [size, size], "pads": pads, "group": x.shape[1] // w.shape[1]}
+    constants = {
+        "x_zero": np.array(128 if fused and x.max() > 128 else 0, x.dtype),
+        "w_zero": np.array(128, np.uint8),
+        "shift": np.full((1, len(w), 1, 1), shift or 0, np.int32),
+        "scale": np.full(len(w), 2.0 ** -(shift or 0), np.float32),
+        "bottom": np.array(1, np.uint8),
+        "top": np.array(255, np.uint8),
+    }
+    if fused:
+        operands = ["x", "x_zero", "w", "scale", "bottom", "top"]
+        nodes = [
+            helper.make_node(PRODUCT.name, operands, ["y"], domain=DOMAIN, strides=[1, 1], dilations=[1, 1], **window),
+        ]
+    else:
+        nodes = [helper.make_node("ConvInteger", ["x", "w", "x_zero", "w_zero"], ["y" if shift is None else "m"], **window)]
+        if shift is not None:
+            limits: dict[str, Any] = {"least": -127, "greatest": 127, "to": T.INT8}
+            nodes.append(helper.make_node(REQUANTIZED.name, ["m", "shift"], ["y"], domain=DOMAIN, **limits))
     inputs = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in (("x", x), ("w", w))
     ]
-    zeros = [numpy_helper.from_array(np.array(0, x.dtype), "xz"), numpy_helper.from_array(np.array(128, np.uint8), "wz")]
-    pad = size // 2 if size < x.shape[2] - 1 else 0
-    node = helper.make_node("ConvInteger", ["x", "w", "xz", "wz"], ["y"], kernel_shape=[size, size], pads=[pad] * 4)
-    graph = helper.make_graph([node], "probe", inputs, [helper.make_tensor_value_info("y", T.INT32, None)], zeros)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    result = helper.make_tensor_value_info("y", T.INT32 if shift is None else T.INT8, None)
+    graph = helper.make_graph(nodes, "probe", inputs, [result], [numpy_helper.from_array(v, n) for n, v in constants.items()])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    functions = [PRODUCT, REQUANTIZED, ROUND_SHIFT["half_even"]]
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 3  # it warns of constants that a form does not read
+    session = onnxruntime.InferenceSession(inline(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: np.asarray(session.run(None, {"x": x, "w": w})[0])

@@ -33,7 +33,7 @@ class TrainingSession(Session):
 
     def _open_step(self, model: Path) -> ort.InferenceSession:
         """The step in the forms that this machine's kernels do best; the integers are those of the file."""
-        fast = for_cpu(load_model(model), kernels().prefers_int8)
+        fast = for_cpu(load_model(model), kernels())
         return open_lowered(model, fast.SerializeToString(), self._threads, bool(self._optimize))
 
     def _exponent(self, name: str) -> int:

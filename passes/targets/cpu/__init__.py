@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import onnx
 
 from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.affine import affine_maps
+from wageubn_onnx.passes.targets.cpu.early import early_quantizers
+from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
+from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
-from wageubn_onnx.passes.targets.cpu.operands import Preference, int8_images
+from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
+from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.tidy import tidy
 
-EXACT_ANYWHERE = (uint32_hashes, narrow_gradients, lean_moments, pools_from_taps)
+
+class Machine(Protocol):
+    """What the kernels of a machine are known to do; images [N, I, H, W], kernels [O, I/G, KH, KW]."""
+
+    @property
+    def fused_is_exact(self) -> bool:
+        """Whether a QLinearConv of uint8 by int8 gives the sums of integers."""
+
+    def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
+        """Whether product and requantization should be one QLinearConv."""
+
+    def prefers_int8(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
+        """Whether a ConvInteger should take its images in int8."""
 
 
-def for_cpu(step: onnx.ModelProto, prefers_int8: Preference) -> onnx.ModelProto:
-    """The integer step ``step``, inlined and tidy, with the forms of products that the machine prefers (`int8_images`)."""
-    for one_idea in EXACT_ANYWHERE:
+def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+    """The passes for ``machine``, in their order."""
+    fused = {
+        "fused-products": lambda step: fused_products(step, machine.prefers_fused),
+        "affine-maps": affine_maps,
+        "normalized-maps": normalized_maps,
+    }
+    return {
+        "early-quantizers": early_quantizers,
+        **(fused if machine.fused_is_exact else {}),
+        "uint32-hashes": uint32_hashes,
+        "narrow-gradients": narrow_gradients,
+        "lean-moments": lean_moments,
+        "pools-from-taps": pools_from_taps,
+        "int8-images": lambda step: int8_images(step, machine.prefers_int8),
+    }
+
+
+def for_cpu(step: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
+    """The integer step ``step``, inlined and tidy, in the forms that suit ``machine``."""
+    for one_idea in passes_for(machine).values():
         step = one_idea(step)
-    return tidy(inline(int8_images(step, prefers_int8)))
+    return flips_by_addition(tidy(inline(step)))

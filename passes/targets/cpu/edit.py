@@ -63,7 +63,30 @@ class Edit:
             return int(self._constants[name].data_type)
         return int(self._types[name].elem_type) if name in self._types else onnx.TensorProto.UNDEFINED
 
+    def bound(self, name: str) -> int | None:
+        """The greatest magnitude of an integer tensor, as far as its quantizer, its values or its dtype of 8 bits say."""
+        value = self.constant(name)
+        if value is not None:
+            return int(abs(value.astype(np.int64)).max(initial=0))
+        maker = self.makers.get(name)
+        own = {a.name: a.i for a in maker.attribute if a.name in ("least", "greatest")} if maker is not None else {}
+        if maker is not None and len(own) == 2 and name == maker.output[0]:
+            return max(-int(own["least"]), int(own["greatest"]))
+        if maker is not None and maker.op_type in ("Reshape", "Cast", "Transpose"):
+            return self.bound(maker.input[0])
+        if maker is not None and maker.op_type == "Mul":
+            a, b = (self.bound(operand) for operand in maker.input)
+            return None if a is None or b is None else a * b
+        return 128 if self.dtype(name) == onnx.TensorProto.INT8 else 255 if self.dtype(name) == onnx.TensorProto.UINT8 else None
+
     # ---- what is put in ----
+
+    def declare(self, name: str, dtype: int, shape: Sequence[int]) -> str:
+        """State the type of a new tensor, for the passes after this one; return ``name``."""
+        info = helper.make_tensor_value_info(name, dtype, list(shape))
+        self.model.graph.value_info.append(info)
+        self._types[name] = info.type.tensor_type
+        return name
 
     def put(self, value: Any, dtype: Any) -> str:
         """A new initializer's name."""
@@ -92,6 +115,10 @@ class Edit:
         """Put a node in the place of ``anchor``, whose first output it makes."""
         self.before(anchor, kind, inputs, anchor.output[0], **attrs)
         self._dropped.add(anchor.name)
+
+    def drop(self, node: onnx.NodeProto) -> None:
+        """Take ``node`` away, which nothing reads any more."""
+        self._dropped.add(node.name)
 
     def choose(
         self,

@@ -116,11 +116,13 @@ def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str) -> str:
 
 def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
     """The sum over a channel of (k x - m)^2 in int64, where x is an 8-bit tensor."""
-    square = edit.maker(node.input[0], "Mul")
-    casts = [edit.maker(name, "Cast") for name in square.input] if square is not None else [None]
-    if any(cast is None for cast in casts) or len({cast.input[0] for cast in casts if cast is not None}) > 1:
-        return False
-    affine = _affine(edit, casts[0].input[0]) if casts[0] is not None else None
+    wide_square = edit.maker(node.input[0], "Cast")
+    square = edit.maker(wide_square.input[0] if wide_square is not None else node.input[0], "Mul")
+    casts = [edit.maker(name, "Cast") for name in square.input] if square is not None else []
+    roots = (
+        {cast.input[0] if cast is not None else name for cast, name in zip(casts, square.input, strict=True)} if square else set()
+    )
+    affine = channel_affine(edit, roots.pop()) if len(roots) == 1 else None
     if affine is None or edit.dtype(node.input[0]) != T.INT64:
         return False
     x, unit, mean = affine
@@ -147,7 +149,7 @@ def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _affine(edit: Edit, name: str) -> tuple[str, int, str] | None:
+def channel_affine(edit: Edit, name: str) -> tuple[str, int, str] | None:
     """x, k and m of a tensor k x - m: x int8 [N, C, H, W], m of 16 bits as int32 [1, C, 1, 1]."""
     centred = edit.maker(name, "Sub")
     scaled = edit.maker(centred.input[0], "Mul") if centred is not None else None
@@ -156,12 +158,12 @@ def _affine(edit: Edit, name: str) -> tuple[str, int, str] | None:
     if centred is None or wide is None or unit is None or edit.dtype(wide.input[0]) != T.INT8:
         return None
     x, mean = wide.input[0], centred.input[1]
-    if edit.shape(mean) != [1, edit.shape(x)[1], 1, 1] or not _has_16_bits(edit, mean):
+    if edit.shape(mean) != [1, edit.shape(x)[1], 1, 1] or not has_16_bits(edit, mean):
         return None
     return x, unit, mean
 
 
-def _has_16_bits(edit: Edit, name: str) -> bool:
+def has_16_bits(edit: Edit, name: str) -> bool:
     """Whether an int32 tensor was int16: no wider format of a profile may pass the sums that follow."""
     narrow = edit.maker(name, "Cast")
     return narrow is not None and edit.dtype(narrow.input[0]) == T.INT16
@@ -171,8 +173,8 @@ def _normalize(edit: Edit, node: onnx.NodeProto) -> None:
     """x-hat of an 8-bit tensor."""
     scaled = edit.maker(node.input[0], "Mul")
     scale = edit.scalar(scaled.input[1]) if scaled is not None else None
-    affine = _affine(edit, scaled.input[0]) if scaled is not None else None
-    if scale is None or affine is None or not _has_16_bits(edit, node.input[1]):
+    affine = channel_affine(edit, scaled.input[0]) if scaled is not None else None
+    if scale is None or affine is None or not has_16_bits(edit, node.input[1]):
         return
     x, unit, mean = affine
     least, greatest, to = (attributes(node)[key] for key in ("least", "greatest", "to"))

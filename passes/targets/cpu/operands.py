@@ -44,13 +44,13 @@ def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
     """The images of ``product`` as int8 with zero point 0; None where they may pass 127."""
     zero = edit.scalar(product.input[2])
     if zero == 128:  # an int8 tensor, whose sign bit was flipped
-        return _before_the_flip(edit, product.input[0])
+        return before_the_flip(edit, product.input[0])
     if zero == 0 and greatest_of(edit, product.input[0]) <= SEVEN_BITS:
         return edit.before(product, "Cast", [product.input[0]], to=T.INT8)
     return None
 
 
-def _before_the_flip(edit: Edit, name: str) -> str | None:
+def before_the_flip(edit: Edit, name: str) -> str | None:
     """The int8 tensor of which ``name`` is BitwiseXor(Cast(it), 128)."""
     flip = edit.maker(name, "BitwiseXor")
     if flip is not None and edit.scalar(flip.input[1]) == 128:

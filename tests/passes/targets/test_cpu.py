@@ -14,10 +14,14 @@ import pytest
 import networks
 from wageubn_onnx import Artifacts, Config, convert
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.passes.targets.cpu import for_cpu, passes_for
+from wageubn_onnx.passes.targets.cpu.affine import affine_maps
+from wageubn_onnx.passes.targets.cpu.early import early_quantizers
+from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
+from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -27,16 +31,31 @@ Array = np.ndarray[Any, Any]
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
-def always(image: object, kernel: object) -> bool:
-    return True
+class Able:
+    """A machine on which every form is exact and the faster one."""
+
+    fused_is_exact = True
+
+    def prefers_fused(self, image: object, kernel: object) -> bool:
+        return True
+
+    def prefers_int8(self, image: object, kernel: object) -> bool:
+        return True
 
 
-PASSES: dict[str, ModelPass] = {
-    "int8 images": lambda model: int8_images(model, always),
-    "hashes": uint32_hashes,
-    "gradients": narrow_gradients,
-    "moments": lean_moments,
-    "pools": pools_from_taps,
+class Plain(Able):
+    """One with nothing but integer kernels that do not saturate."""
+
+    fused_is_exact = False
+
+    def prefers_int8(self, image: object, kernel: object) -> bool:
+        return False
+
+
+PASSES = passes_for(Able())
+WHOLE: dict[str, ModelPass] = {
+    "all": lambda model: for_cpu(model, Able()),
+    "all but the fused": lambda model: for_cpu(model, Plain()),
 }
 
 
@@ -72,10 +91,10 @@ def drawn(artifacts: Artifacts, seed: int) -> dict[str, Array]:
     return values | {step["images"]: pixels, step["labels"]: labels}
 
 
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", [*PASSES, *WHOLE])
 def test_no_bit_changes(name: str, artifacts: Artifacts) -> None:
     step = artifacts.files["int_training"]
-    before, after = session(inline(step)), session(inline(PASSES[name](step)))
+    before, after = session(inline(step)), session(inline((PASSES | WHOLE)[name](step)))
     names = [o.name for o in before.get_outputs()]
     for seed in range(4):
         feeds = drawn(artifacts, seed)
@@ -97,7 +116,7 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
 
     assert "MaxPool" in ops(step) and "MaxPool" not in ops(pools_from_taps(step))
     assert set(images(step)) == {onnx.TensorProto.UINT8}
-    assert set(images(int8_images(step, always))) == {onnx.TensorProto.INT8}
+    assert set(images(int8_images(step, Able().prefers_int8))) == {onnx.TensorProto.INT8}
     assert images(int8_images(step, lambda image, kernel: False)) == images(step)
     assert "BitShift" in [n.op_type for f in uint32_hashes(step).functions if f.name == "RandomBits" for n in f.node]
     if "fast" in str(artifacts.manifest["profile"]):  # the others have wider formats
@@ -107,7 +126,11 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
             == ops(step).count("ConstantQuantizeStochastic") - narrowed.count("ConstantQuantizeStochastic")
             > 0
         )
-        assert {"NormalizeHalfUp", "DirectQuantizeUnsigned", "ReduceSumSquare"} <= set(ops(lean_moments(step)))
+        assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(lean_moments(step)))
+        assert ops(fused_products(early_quantizers(step), Able().prefers_fused)).count("ProductQuantize") > 10
+        affine = ops(affine_maps(step))
+        assert affine.count("AffineQuantize") > 15 and affine.count("Greater") < ops(step).count("Greater")
+        assert ops(normalized_maps(step)).count("AffineQuantize") == ops(step).count("DirectQuantizeRootHalfUp")
 
 
 def test_both_branches_of_a_gradient_are_taken(artifacts: Artifacts) -> None:
@@ -122,7 +145,7 @@ def test_both_branches_of_a_gradient_are_taken(artifacts: Artifacts) -> None:
 
 
 def test_the_step_for_the_cpu_is_tidy(artifacts: Artifacts, tmp_path: Path) -> None:
-    step = for_cpu(artifacts.files["int_training"], always)
+    step = for_cpu(artifacts.files["int_training"], Able())
     onnx.checker.check_model(step, full_check=True)
     assert not step.functions and "Constant" not in ops(step)
     assert len(step.graph.node) < len(tidy(inline(artifacts.files["int_training"])).graph.node) * 1.05

@@ -1,0 +1,80 @@
+"""Product and requantization in one kernel: a convolution whose sums become 8 bits is a QLinearConv.
+
+Its kernel shares the work among threads, where that of ConvInteger gathers columns on one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.cpu.operands import before_the_flip, greatest_of
+from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
+from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.text import function
+
+T = onnx.TensorProto
+Preference = Callable[[Sequence[int], Sequence[int]], bool]
+
+# q = round((x - zero) * w * scale) for each output channel, half to even, in least..greatest; x uint8 [N, I, H, W], w int8
+# [O, I/G, KH, KW], scale float32 [1] or [O], powers of two
+PRODUCT = function(
+    "ProductQuantize", ("pads", "strides", "dilations", "kernel_shape", "group"),
+    "(x, zero, w, scale, bottom, top) => (q)",
+    """
+    one = Constant <value: tensor = float {1.0}> ()
+    none = Constant <value: tensor = int8 {0}> ()
+    flip = Constant <value: tensor = uint8 {128}> ()
+    y = QLinearConv <pads: ints = @pads, strides: ints = @strides, dilations: ints = @dilations,
+        kernel_shape: ints = @kernel_shape, group: int = @group> (x, one, zero, w, scale, none, one, flip)
+    raised = Max (y, bottom)
+    bounded = Min (raised, top)
+    turned = BitwiseXor (bounded, flip)
+    q = Cast <to: int = 3> (turned)
+    """,
+)  # fmt: skip
+
+
+def fused_products(model: onnx.ModelProto, prefers_fused: Preference) -> onnx.ModelProto:
+    """The same mantissas. Where sums may pass 2^24 and shifts are found at run time, an If keeps the canonical nodes for shifts
+    beyond 17.
+
+    prefers_fused: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether that is exact and faster.
+    """
+    edit = Edit(model, "fused-products")
+    edit.functions([PRODUCT])
+    for node in model.graph.node:
+        if node.op_type in ("GridQuantize", "DirectQuantize") and attributes(node)["to"] == T.INT8:
+            product = edit.maker(node.input[0], "ConvInteger")
+            if product is not None and len(edit.readers[product.output[0]]) == 1:
+                _fuse(edit, node, product, prefers_fused)
+    return edit.done()
+
+
+def _fuse(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_fused: Preference) -> None:
+    kernel = before_the_flip(edit, product.input[1])
+    image_shape, shape = edit.shape(product.input[0]), edit.shape(product.input[1])
+    zero = edit.scalar(product.input[2])
+    if kernel is None or zero not in (0, 128) or edit.scalar(product.input[3]) != 128 or not prefers_fused(image_shape, shape):
+        return
+    image = 128 if zero == 128 else greatest_of(edit, product.input[0])
+    bound = math.prod(shape[1:]) * image * (edit.bound(kernel) or 128)
+    shift, passed = node.input[1], attributes(node)
+    known = edit.constant(shift)
+    always = bound < EXACT or (known is not None and int(known.max()) <= DEEPEST)
+    if known is not None and not always:
+        return
+    limits = [edit.put(passed[key] + 128, np.uint8) for key in ("least", "greatest")]
+    operands = [product.input[0], product.input[2], kernel, scale(edit, node, shift), *limits]
+    described = attributes(product)
+    described = {key: described[key] for key in ("pads", "strides", "dilations", "kernel_shape", "group")}
+    if always:
+        edit.replace(node, "wageubn.ProductQuantize", operands, **described)
+        return
+    longest = edit.before(node, "ReduceMax", [shift], keepdims=0)
+    is_exact = edit.before(node, "LessOrEqual", [longest, edit.put(DEEPEST, np.int32)])
+    edit.choose(node, is_exact, ("wageubn.ProductQuantize", operands, described), [product, node])

@@ -1,0 +1,111 @@
+"""The fused forms at the ends of what they claim: sums beyond 2^24, shifts around 17, quotients at and beside every tie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
+from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.fused import fused_products
+from wageubn_onnx.passes.targets.cpu.normalized import LARGEST, LIFT, WEIGHT, reciprocals
+from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, FARTHEST, LEFT, POWERS
+from wageubn_onnx.quantizers import reference
+from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
+from wageubn_onnx.runtime.kernels import fused_is_exact
+
+Array = np.ndarray[Any, Any]
+T = onnx.TensorProto
+CHANNELS = 1200  # 1200 * 127 * 127 = 2^24.2
+
+
+def always(image: object, kernel: object) -> bool:
+    return True
+
+
+def product(x: Array, w: Array) -> onnx.ModelProto:
+    """ConvInteger of x int8 by w int8, both with their sign bits flipped, and its quantizer to 8 bits by shifts [1, O, 1, 1]."""
+    n, _, height, width = x.shape
+    window = {"kernel_shape": list(w.shape[2:]), "pads": [0] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xc"], "xc", to=T.UINT8),
+        helper.make_node("BitwiseXor", ["xc", "flip"], ["xu"], "xu"),
+        helper.make_node("Cast", ["w"], ["wc"], "wc", to=T.UINT8),
+        helper.make_node("BitwiseXor", ["wc", "flip"], ["wu"], "wu"),
+        helper.make_node("ConvInteger", ["xu", "wu", "flip", "flip"], ["m"], "m", **window),
+        helper.make_node("GridQuantize", ["m", "shift"], ["q"], "q", domain=DOMAIN, least=-127, greatest=127, to=T.INT8),
+    ]
+    shapes: dict[str, tuple[int, tuple[int, ...]]] = {
+        "x": (T.INT8, x.shape), "w": (T.INT8, w.shape), "shift": (T.INT32, (1, len(w), 1, 1)), "xc": (T.UINT8, x.shape),
+        "xu": (T.UINT8, x.shape), "wc": (T.UINT8, w.shape), "wu": (T.UINT8, w.shape), "m": (T.INT32, (n, len(w), height, width)),
+        "q": (T.INT8, (n, len(w), height, width)),
+    }  # fmt: skip
+    types = {name: helper.make_tensor_value_info(name, *of) for name, of in shapes.items()}
+    flip = numpy_helper.from_array(np.array(128, np.uint8), "flip")
+    inner = [types[name] for name in ("xc", "xu", "wc", "wu", "m")]
+    graph = helper.make_graph(nodes, "one", [types["x"], types["w"], types["shift"]], [types["q"]], [flip], value_info=inner)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    functions = [GRID["half_even"], ROUND_SHIFT["half_even"]]
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION)
+
+
+def run(model: onnx.ModelProto, **feeds: Array) -> Array:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    content = inline(model).SerializeToString()
+    return np.asarray(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, feeds)[0])
+
+
+@pytest.mark.skipif(not fused_is_exact(), reason="QLinearConv saturates within on this machine")
+@pytest.mark.parametrize("channels", [20, CHANNELS])
+def test_a_fused_product_near_every_tie(channels: int) -> None:
+    """Sums one above, at and one below odd halves, for every shift that the fused form may get, and beyond."""
+    assert CHANNELS * 127 * 127 >= 2**24
+    random = np.random.default_rng(0)
+    w = np.broadcast_to(random.choice([-127, 127], channels), (64, channels))[:, :, None, None].astype(np.int8).copy()
+    w[1::2, 0] = 1  # whose channel makes the sums odd
+    x = np.sign(w[0, :, 0, 0].astype(int))[None, :, None, None] * random.integers(100, 128, (2, channels, 8, 8))
+    x = x.astype(np.int8)
+    plain = product(x, w)
+    fused = fused_products(plain, always)
+    assert [n.op_type for n in fused.graph.node].count("If") == (channels == CHANNELS)
+    sums = np.einsum("nihw,oi->nohw", x.astype(int), w[:, :, 0, 0].astype(int))
+    assert channels < CHANNELS or abs(sums).max() > 2**23.9
+    for shift in (-40, -LEFT, -1, 0, 1, 8, 11, DEEPEST - 1, DEEPEST, DEEPEST + 1, 20, 28, FARTHEST, 31, 60):
+        shifts = np.full((1, 64, 1, 1), shift, np.int32)
+        expected = np.clip(reference.rescale(sums, min(shift, 62)), -127, 127) if shift >= 0 else np.sign(sums) * 127
+        expected = (
+            np.where(sums == 0, 0, expected)
+            if shift < -7
+            else np.clip(sums * 2 ** max(-shift, 0), -127, 127)
+            if shift < 0
+            else expected
+        )
+        for model in (plain, fused):
+            np.testing.assert_array_equal(run(model, x=x, w=w, shift=shifts), expected, err_msg=f"shift {shift}")
+
+
+def test_powers_are_all_there() -> None:
+    assert len(POWERS) == LEFT + FARTHEST + 1 and POWERS[LEFT] == 1 and POWERS[-1] == 2.0**-FARTHEST and POWERS[0] == 2.0**LEFT
+
+
+@pytest.mark.parametrize("factor", [1, 2, 8, 32])
+def test_a_reciprocal_rounds_as_the_division(factor: int) -> None:
+    """For every deviation, at each tie that there is and at its neighbours: in float32 as the kernel multiplies and rounds."""
+    deviation = np.arange(1, LARGEST + 1)[:, None, None]
+    ties = (2 * np.arange(2 * LIFT) + 1)[None, :, None] * deviation  # 2 f a = (2k + 1) s
+    numerator = ties // (2 * factor) + np.array([-1, 0, 1, 2])
+    numerator = numerator[..., :].clip(0, 2**24 - 1)
+    exact = (2 * factor * numerator + deviation) // (2 * deviation)
+    by = reciprocals(factor, LARGEST)[1:, None, None]
+    product = numerator.astype(np.float32) * by
+    assert product.dtype == np.float32
+    inside = exact <= 2 * LIFT - 1
+    np.testing.assert_array_equal(np.rint(product)[inside], exact[inside])
+    assert (np.rint(product)[~inside] >= 2 * LIFT - 1).all()
+    assert WEIGHT * (LIFT - 1) + LARGEST * LIFT < 2**24
