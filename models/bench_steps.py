@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import onnx
 
 from resnet import Architecture, build
 from wageubn_onnx import Config, convert
