@@ -17,7 +17,9 @@ from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
+from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.tidy import tidy
 
 
@@ -45,11 +47,13 @@ def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.M
     return {
         "early-quantizers": early_quantizers,
         **(fused if machine.fused_is_exact else {}),
+        "static-shifts": static_shifts,
         "uint32-hashes": uint32_hashes,
         "narrow-gradients": narrow_gradients,
         "lean-moments": lean_moments,
         "pools-from-taps": pools_from_taps,
         "int8-images": lambda step: int8_images(step, machine.prefers_int8),
+        **({"phases-by-kernel": phases_by_kernel} if machine.fused_is_exact else {}),
     }
 
 

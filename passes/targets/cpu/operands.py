@@ -15,7 +15,7 @@ from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
-SHAPING = ("MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # give elements of their input, or zeros
+SHAPING = ("Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # give elements of their input, or zeros
 SEVEN_BITS = 127
 
 
@@ -67,4 +67,6 @@ def greatest_of(edit: Edit, name: str) -> int:
         return max(greatest_of(edit, part) for part in maker.input)
     if maker is not None and maker.op_type in SHAPING:
         return greatest_of(edit, maker.input[0])
+    if maker is not None and maker.op_type == "AffineQuantize":
+        return edit.scalar(maker.input[7]) or 255
     return int(attributes(maker).get("greatest", 255)) if maker is not None else 255

@@ -46,8 +46,9 @@ def _replace(edit: Edit, pool: onnx.NodeProto, hits: list[tuple[onnx.NodeProto, 
     image = hits[0][1].input[0]
     padded = edit.maker(image, "Pad")
     if padded is not None:
-        image = edit.before(pool, "Pad", list(padded.input))
-    seen = [edit.before(pool, "Slice", [image, *slice_.input[1:]]) for _, slice_ in hits]
+        image = edit.declare(edit.before(pool, "Pad", list(padded.input)), T.UINT8, edit.shape(padded.output[0]))
+    shape = edit.shape(pool.output[0])
+    seen = [edit.declare(edit.before(pool, "Slice", [image, *slice_.input[1:]]), T.UINT8, shape) for _, slice_ in hits]
     edit.replace(pool, "Max", seen)
     for (equal, _), mine in zip(hits, seen, strict=True):
         edit.replace(equal, "Equal", [mine, pool.output[0]])

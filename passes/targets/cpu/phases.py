@@ -1,0 +1,62 @@
+"""Every s-th element of a map by a strided kernel: onnxruntime slices with steps element by element, on one thread.
+
+What a window of a strided convolution or pool sees are the s*s phases of the map, each cut at another place; a phase is a 1x1
+depthwise QLinearConv with strides, by factors of 1, and a cut without steps copies rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.quantizers.text import function
+
+T = onnx.TensorProto
+
+PHASE = function(
+    "Phase", ("strides", "group"), "(x, ones) => (y)",
+    # y[n, c, i, j] = x[n, c, i * strides[0], j * strides[1]]; uint8; ones int8 [C, 1, 1, 1]
+    """
+    one = Constant <value: tensor = float {1.0}> ()
+    none = Constant <value: tensor = uint8 {0}> ()
+    none8 = Constant <value: tensor = int8 {0}> ()
+    y = QLinearConv <strides: ints = @strides, group: int = @group> (x, one, none, ones, one, none8, one, none)
+    """,
+)  # fmt: skip
+
+
+def phases_by_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same elements of 8-bit maps."""
+    edit = Edit(model, "phases-by-kernel")
+    edit.functions([PHASE])
+    for node in model.graph.node:
+        shape = edit.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else []
+        if len(shape) == 4 and edit.dtype(node.input[0]) in (T.INT8, T.UINT8):
+            starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
+            if axes is not None and steps is not None and axes.tolist() == [2, 3] and steps.min() >= 1 < steps.max():
+                if starts is not None and stops is not None:
+                    _replace(edit, node, shape, np.array([starts, stops, steps]))
+    return edit.done()
+
+
+def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
+    starts, stops, steps = cut
+    counts = -(-(np.minimum(stops, shape[2:]) - starts) // steps)
+    signed, x = edit.dtype(node.input[0]) == T.INT8, node.input[0]
+    if signed:
+        x = edit.before(node, "Cast", [x], to=T.UINT8)
+    first, offsets = starts % steps, starts // steps
+    sizes = np.array(shape[2:])
+    x = _cut(edit, node, x, first, sizes, sizes)
+    ones = edit.put(np.ones((shape[1], 1, 1, 1)), np.int8)
+    y = edit.before(node, "wageubn.Phase", [x, ones], strides=steps.tolist(), group=shape[1])
+    y = _cut(edit, node, y, offsets, offsets + counts, -(-(sizes - first) // steps))
+    edit.replace(node, "Cast" if signed else "Identity", [y], **({"to": T.INT8} if signed else {}))
+
+
+def _cut(edit: Edit, node: onnx.NodeProto, x: str, starts: object, stops: object, sizes: object) -> str:
+    """Rows and columns from starts to stops of maps of these sizes."""
+    if not np.any(starts) and np.array_equal(np.asarray(stops), np.asarray(sizes)):
+        return x
+    return edit.before(node, "Slice", [x, *(edit.put(v, np.int64) for v in (starts, stops, [2, 3]))])

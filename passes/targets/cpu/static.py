@@ -1,0 +1,59 @@
+"""Shifts that are constants: rounding by one of them takes fewer passes than by any shift, and none by 0."""
+
+from __future__ import annotations
+
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
+from wageubn_onnx.quantizers.text import function
+
+LIFT = 2**29  # makes mantissas positive; an even multiple of every divisor, so that parities stay
+
+BOUNDED = """
+    least64 = Constant <value_int: int = @least> ()
+    least = Cast <to: int = 6> (least64)
+    greatest64 = Constant <value_int: int = @greatest> ()
+    greatest = Cast <to: int = 6> (greatest64)
+    bounded = Clip (r, least, greatest)
+    q = Cast <to: int = @to> (bounded)
+    """
+
+# r = round(m / divisor), half to even, of int32 |m| < 2^28: floor((a + divisor/2 - 1 + parity of floor(a/divisor)) / divisor)
+STATIC = function(
+    "DirectQuantizeStatic", ("divisor", "offset", "nearly", "to", "least", "greatest"), "(m) => (q)",
+    f"""
+    lift = Constant <value: tensor = int32 {{{LIFT}}}> ()
+    one = Constant <value: tensor = int32 {{1}}> ()
+    divisor64 = Constant <value_int: int = @divisor> ()
+    divisor = Cast <to: int = 6> (divisor64)
+    offset64 = Constant <value_int: int = @offset> ()
+    offset = Cast <to: int = 6> (offset64)
+    nearly64 = Constant <value_int: int = @nearly> ()
+    nearly = Cast <to: int = 6> (nearly64)
+    a = Add (m, lift)
+    quotient = Div (a, divisor)
+    parity = BitwiseAnd (quotient, one)
+    raised = Add (a, nearly)
+    c = Add (raised, parity)
+    rounded = Div (c, divisor)
+    r = Sub (rounded, offset)
+    """ + BOUNDED,
+)  # fmt: skip
+
+CLIPPED = function("DirectQuantizeClip", ("to", "least", "greatest"), "(r) => (q)", BOUNDED)
+
+
+def static_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same mantissas of direct quantizers that round half to even by a constant shift."""
+    edit = Edit(model, "static-shifts")
+    edit.functions([STATIC, CLIPPED])
+    for node in model.graph.node:
+        shift = edit.scalar(node.input[1]) if node.op_type == "DirectQuantize" else None
+        if shift is not None and 0 <= shift <= SHIFT_LIMIT:
+            passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
+            if shift:
+                passed |= {"divisor": 2**shift, "offset": LIFT >> shift, "nearly": 2 ** (shift - 1) - 1}
+            edit.replace(node, f"wageubn.{(STATIC if shift else CLIPPED).name}", node.input[:1], **passed)
+    return edit.done()
