@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.cpu.edit import Array, Edit
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
@@ -34,13 +34,14 @@ def phases_by_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
         shape = edit.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else []
         if len(shape) == 4 and edit.dtype(node.input[0]) in (T.INT8, T.UINT8):
             starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
-            if axes is not None and steps is not None and axes.tolist() == [2, 3] and steps.min() >= 1 < steps.max():
-                if starts is not None and stops is not None:
-                    _replace(edit, node, shape, np.array([starts, stops, steps]))
+            if starts is None or stops is None or axes is None or steps is None or axes.tolist() != [2, 3]:
+                continue
+            if steps.min() >= 1 < steps.max():
+                _replace(edit, node, shape, np.array([starts, stops, steps]))
     return edit.done()
 
 
-def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
+def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: Array) -> None:
     starts, stops, steps = cut
     counts = -(-(np.minimum(stops, shape[2:]) - starts) // steps)
     signed, x = edit.dtype(node.input[0]) == T.INT8, node.input[0]
@@ -55,8 +56,8 @@ def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: np.ndarray
     edit.replace(node, "Cast" if signed else "Identity", [y], **({"to": T.INT8} if signed else {}))
 
 
-def _cut(edit: Edit, node: onnx.NodeProto, x: str, starts: object, stops: object, sizes: object) -> str:
+def _cut(edit: Edit, node: onnx.NodeProto, x: str, starts: Array, stops: Array, sizes: Array) -> str:
     """Rows and columns from starts to stops of maps of these sizes."""
-    if not np.any(starts) and np.array_equal(np.asarray(stops), np.asarray(sizes)):
+    if not starts.any() and np.array_equal(stops, sizes):
         return x
     return edit.before(node, "Slice", [x, *(edit.put(v, np.int64) for v in (starts, stops, [2, 3]))])
