@@ -97,7 +97,7 @@ PROFILES = (  # one rate for all integers: what the profiles differ by is their 
     *(Arm(name, rates_of=DEFAULT) for name in ("e16", "sq8", "sq8s", "fast")),
     Arm("fp32", FLOATS),
 )
-FINE = (Arm(DEFAULT, FINE_INTEGERS), Arm("fp32", FINE_FLOATS))
+FINE = (Arm(DEFAULT, FINE_INTEGERS), Arm("fast", FINE_INTEGERS), Arm("fp32", FINE_FLOATS))
 ABLATIONS = (
     Arm("quant:full8", INTEGERS),
     *(Arm(f"quant:full8-{path}", INTEGERS) for path in PATHS),
