@@ -59,7 +59,7 @@ def test_the_onnxruntime_of_another_environment(folder: Path, tmp_path: Path) ->
 def test_the_manifest_says_what_the_step_needs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 by uint8 is exact on some machines only; elsewhere, and in old kernels, the step does without."""
     for exact, needs in ((True, [ort.INT8]), (False, [])):
-        monkeypatch.setattr(ort, "kernels", lambda exact=exact: Kernels("a machine", exact, False))
+        monkeypatch.setattr(ort, "kernels", lambda exact=exact: Kernels("a machine", False, exact, False))
         export(folder, "onnxruntime", tmp_path / str(exact))
         manifest = json.loads((tmp_path / str(exact) / "manifest.json").read_text())
         assert manifest["needs"] == needs

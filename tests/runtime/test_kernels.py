@@ -22,7 +22,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def asked() -> Kernels:
-    return Kernels(kernels.this_machine(), kernels.int8_is_exact(), kernels.fused_is_exact())
+    return Kernels(
+        kernels.this_machine(),
+        kernels.has_unsigned(),
+        kernels.int8_is_exact(),
+        kernels.has_unsigned() and kernels.fused_is_exact(),
+    )
 
 
 def test_the_default_asks_the_kernel() -> None:
@@ -43,7 +48,13 @@ def test_what_was_measured_is_kept_and_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"machine": "another", "int8_is_exact": true, "fused_is_exact": true, "measured": []}']
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"machine": "another", "has_unsigned": true, "int8_is_exact": true, "fused_is_exact": true, "measured": []}',
+    ],
 )
 def test_a_damaged_or_foreign_table_is_not_believed(content: str) -> None:
     kernels.cache_file().parent.mkdir(parents=True)
@@ -53,11 +64,11 @@ def test_a_damaged_or_foreign_table_is_not_believed(content: str) -> None:
 
 def test_the_nearest_shape_decides_and_exactness_first() -> None:
     measured = (Measured((16, 64, 56, 64, 3), 2.0, 0.5), Measured((16, 512, 7, 512, 1), 0.5, 2.0))
-    table = Kernels("here", True, True, measured)
+    table = Kernels("here", True, True, True, measured)
     assert table.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
     assert not table.prefers_int8([16, 512, 14, 14], [512, 512, 1, 1])
     assert not table.prefers_fused([16, 64, 28, 28], [128, 64, 3, 3])
     assert table.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])
-    inexact = Kernels("here", False, False, measured)
+    inexact = Kernels("here", True, False, False, measured)
     assert not inexact.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
     assert not inexact.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])

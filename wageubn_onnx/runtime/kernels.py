@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
@@ -64,10 +66,12 @@ SHIPPED: tuple[Measured, ...] = (
 
 @dataclass(frozen=True)
 class Kernels:
-    """machine: whose table it is. int8_is_exact, fused_is_exact: whether int8 by uint8, and a QLinearConv of uint8 by int8, give
-    exact sums. measured: which form is the faster; of a machine without a table, the one that is shipped says so."""
+    """machine: whose table it is. has_unsigned: whether unsigned integers have their arithmetic, and wrap. int8_is_exact,
+    fused_is_exact: whether int8 by uint8, and a QLinearConv of uint8 by int8, give exact sums. measured: which form is the
+    faster; of a machine without a table, the one that is shipped says so."""
 
     machine: str
+    has_unsigned: bool
     int8_is_exact: bool
     fused_is_exact: bool
     measured: tuple[Measured, ...] = SHIPPED
@@ -107,14 +111,16 @@ def kernels() -> Kernels:
     try:
         found = json.loads(cache_file().read_text())
         measured = tuple(Measured(tuple(m["shape"]), float(m["speedup"]), float(m["fused"])) for m in found["measured"])
-        table = Kernels(found["machine"], bool(found["int8_is_exact"]), bool(found["fused_is_exact"]), measured)
+        unsigned, int8, fused = (bool(found[key]) for key in ("has_unsigned", "int8_is_exact", "fused_is_exact"))
+        table = Kernels(found["machine"], unsigned, int8, fused, measured)
     except (OSError, ValueError, KeyError, TypeError):
         table = None
     return table if table is not None and table.machine == this_machine() and table.measured else _asked()
 
 
 def _asked() -> Kernels:
-    return Kernels(this_machine(), int8_is_exact(), fused_is_exact())
+    unsigned = has_unsigned()
+    return Kernels(this_machine(), unsigned, int8_is_exact(), unsigned and fused_is_exact())
 
 
 def measure() -> Kernels:
@@ -128,13 +134,37 @@ def measure() -> Kernels:
     return table
 
 
+def has_unsigned() -> bool:
+    """Ask for the arithmetic of unsigned integers, which older releases lack, and whether it wraps."""
+    names = ["x", "a", "b", "c", "d", "y"]
+    for dtype in (np.uint8, np.uint32, np.uint64):
+        kinds = ("Max", "Min", "Mul", "Add", "Sub")
+        nodes = [helper.make_node(op, [names[i], "f"], [names[i + 1]]) for i, op in enumerate(kinds)]
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        inputs = [helper.make_tensor_value_info(name, kind, [3]) for name in ("x", "f")]
+        graph = helper.make_graph(nodes, "unsigned", inputs, [helper.make_tensor_value_info("y", kind, [3])])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        most = np.iinfo(dtype).max
+        x, f = np.array([0, 3, 1], dtype), np.array([1, 16, most], dtype)
+        try:
+            (y,) = _session(model).run(None, {"x": x, "f": f})
+        except ort_errors.NotImplemented:
+            return False
+        if y.tolist() != [1, 256 % (int(most) + 1), 1]:  # most * most wraps to 1
+            return False
+    return True
+
+
 def int8_is_exact() -> bool:
-    """Ask the kernel for the greatest sums of pairs that there are."""
+    """Ask the kernel for the greatest sums of pairs that there are; a release without it is not exact."""
     signs = np.where(np.arange(64) % 4 < 2, 127, -127).astype(np.int8)
     images = np.broadcast_to(signs[None, :, None, None], (1, 64, 4, 4)).copy()
     kernel = np.full((16, 64, 3, 3), 255, np.uint8)
     kernel[1::2] = (signs.astype(int) + 128).astype(np.uint8)[:, None, None]
-    sums = _probe(images, kernel)()
+    try:
+        sums = _probe(images, kernel)()
+    except ort_errors.NotImplemented:
+        return False
     expected = np.array([9 * 127 * int(signs.sum(dtype=int)), 9 * 127 * 127 * len(signs)] * 8)
     return bool((sums == expected[None, :, None, None]).all())
 
@@ -156,11 +186,15 @@ def _measured(shape: Shape) -> Measured:
     random = np.random.default_rng(0)
     images, kernel = random.integers(0, 128, (n, i, size, size)), random.integers(0, 256, (o, i, k, k)).astype(np.uint8)
     unsigned, signed = images.astype(np.uint8), images.astype(np.int8)
-    runs = [_probe(x, kernel, shift) for shift in (None, 10) for x in (unsigned, signed)]
-    runs.append(_probe(unsigned, (kernel.astype(int) - 128).astype(np.int8), 10))
-    best = [math.inf] * len(runs)
+    forms = [(x, kernel, shift) for shift in (None, 10) for x in (unsigned, signed)]
+    forms.append((unsigned, (kernel.astype(int) - 128).astype(np.int8), 10))
+    runs = {}
+    for at, form in enumerate(forms):
+        with suppress(ort_errors.NotImplemented):  # which counts as endless
+            runs[at] = _probe(*form)
+    best = [math.inf] * len(forms)
     for _ in range(ROUNDS):
-        for at, run in enumerate(runs):
+        for at, run in runs.items():
             start = time.perf_counter()
             run()
             best[at] = min(best[at], time.perf_counter() - start)
@@ -200,8 +234,12 @@ def _probe(x: Array, w: Array, shift: int | None = None) -> Callable[[], Array]:
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     functions = [PRODUCT, REQUANTIZED, ROUND_SHIFT["half_even"]]
     model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION)
+    session = _session(inline(model))
+    return lambda: np.asarray(session.run(None, {"x": x, "w": w})[0])
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns of constants that a form does not read
-    session = onnxruntime.InferenceSession(inline(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: np.asarray(session.run(None, {"x": x, "w": w})[0])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -27,6 +27,10 @@ class Machine(Protocol):
     """What the kernels of a machine are known to do; images [N, I, H, W], kernels [O, I/G, KH, KW]."""
 
     @property
+    def has_unsigned(self) -> bool:
+        """Whether unsigned integers have their arithmetic, and wrap; releases of onnxruntime before 1.23 lack some."""
+
+    @property
     def fused_is_exact(self) -> bool:
         """Whether a QLinearConv of uint8 by int8 gives the sums of integers."""
 
@@ -39,26 +43,25 @@ class Machine(Protocol):
 
 def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
     """The passes for ``machine``, in their order."""
-    fused = {
-        "fused-products": lambda step: fused_products(step, machine.prefers_fused),
-        "affine-maps": affine_maps,
-        "normalized-maps": normalized_maps,
+    passes: dict[str, tuple[bool, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+        "early-quantizers": (True, early_quantizers),
+        "fused-products": (machine.fused_is_exact, lambda step: fused_products(step, machine.prefers_fused)),
+        "affine-maps": (machine.fused_is_exact, affine_maps),
+        "normalized-maps": (machine.fused_is_exact, normalized_maps),
+        "static-shifts": (True, static_shifts),
+        "uint32-hashes": (machine.has_unsigned, uint32_hashes),
+        "narrow-gradients": (machine.has_unsigned, narrow_gradients),
+        "lean-moments": (True, lean_moments),
+        "pools-from-taps": (machine.has_unsigned, pools_from_taps),
+        "int8-images": (True, lambda step: int8_images(step, machine.prefers_int8)),
+        "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
     }
-    return {
-        "early-quantizers": early_quantizers,
-        **(fused if machine.fused_is_exact else {}),
-        "static-shifts": static_shifts,
-        "uint32-hashes": uint32_hashes,
-        "narrow-gradients": narrow_gradients,
-        "lean-moments": lean_moments,
-        "pools-from-taps": pools_from_taps,
-        "int8-images": lambda step: int8_images(step, machine.prefers_int8),
-        **({"phases-by-kernel": phases_by_kernel} if machine.fused_is_exact else {}),
-    }
+    return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
 
 
 def for_cpu(step: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
     """The integer step ``step``, inlined and tidy, in the forms that suit ``machine``."""
     for one_idea in passes_for(machine).values():
         step = one_idea(step)
-    return flips_by_addition(tidy(inline(step)))
+    made = tidy(inline(step))
+    return flips_by_addition(made) if machine.has_unsigned else made
