@@ -273,9 +273,21 @@ fraction = 5
 """
 
 
-@pytest.mark.parametrize(
-    "profile", ["e16", "sq8", "sq8s", "fast", UPWARD, MIXED], ids=["e16", "sq8", "sq8s", "fast", "upward", "mixed"]
-)
+FACTORS = """
+extends = "sq8"
+[BN.A]
+bits = 8
+delayed = true
+[BN.K]
+function = "grid"
+bits = 9
+[E2]
+delayed = true
+"""
+OWN = {"upward": UPWARD, "mixed": MIXED, "factors": FACTORS}
+
+
+@pytest.mark.parametrize("profile", ["e16", "sq8", "sq8s", "fast", *OWN.values()], ids=["e16", "sq8", "sq8s", "fast", *OWN])
 def test_every_profile_s_integers_are_the_float64_values(profile: str, tmp_path: Path) -> None:
     """Two steps of the integer step against float64, of named profiles and of a user's own."""
     name = profile
