@@ -32,7 +32,7 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
     """Each constant and computation once, and what the types that ``model`` states show to change nothing not at all."""
     graph = model.graph
     types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    outputs = {output.name for output in graph.output} | _captured(graph.node)
+    outputs = {output.name for output in graph.output} | captured(graph.node)
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     renamed: dict[str, str] = {}
     results: dict[tuple[Any, ...], list[Array]] = {}
@@ -70,11 +70,11 @@ def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
     return copy
 
 
-def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """What subgraphs read of the graph around them: these tensors keep their names."""
     inner = [n for node in nodes for a in node.attribute if a.HasField("g") for n in a.g.node]
     made = {name for node in inner for name in node.output}
-    return {name for node in inner for name in node.input if name not in made} | (_captured(inner) if inner else set())
+    return {name for node in inner for name in node.input if name not in made} | (captured(inner) if inner else set())
 
 
 def _unchanged(node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any], constants: Mapping[str, Array]) -> str | None:
@@ -147,7 +147,7 @@ def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodePro
     needed, found = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input, _captured([node]))
+            needed.update(node.input, captured([node]))
             found.append(node)
     return found[::-1]
 
@@ -175,7 +175,7 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
             needed = _needed(list(branch.node), {output.name for output in branch.output})
             branch.ClearField("node")
             branch.node.extend(needed)
-    for name in _captured(nodes):
+    for name in captured(nodes):
         if name in constants and name not in stored.values():
             graph.initializer.append(numpy_helper.from_array(constants[name], name))
     made = {name for node in nodes for name in node.output}

@@ -10,6 +10,7 @@ import onnx
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.affine import affine_maps
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
+from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
@@ -63,5 +64,5 @@ def for_cpu(step: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
     """The integer step ``step``, inlined and tidy, in the forms that suit ``machine``."""
     for one_idea in passes_for(machine).values():
         step = one_idea(step)
-    made = tidy(inline(step))
+    made = flat_tensors(tidy(inline(step)))
     return flips_by_addition(made) if machine.has_unsigned else made
