@@ -108,7 +108,7 @@ def test_momentum_in_float_may_be_any(tmp_path: Path) -> None:
         ('extends = "fast"\n[layers.first.E2]\ndelayed = false', "only a delayed E2"),
         ('extends = "full8"\n[BN.A]\ndelayed = true', "a delayed BN.A gives errors an exponent a channel"),
         ('extends = "full8"\n[BN.K]\nfunction = "grid"\nbits = 40', "BN.K has 40 bits; 2 to 20"),
-        ('extends = "full8"\n[BN.K]\nfunction = "shift"', "function 'shift', not exact or grid"),
+        ('extends = "full8"\n[BN.K]\nfunction = "shift"\nbits = 8', "function 'shift', not exact or grid"),
         ('extends = "full8"\n[C]\ndelayed = true\nfraction = 7', "finds its grid at run time"),
         ('extends = "full8"\n[A]\nleast = -300', "which 8 bits do not hold"),
         ('extends = "full8"\nmomentum = 0.9', "rounds to 1"),
