@@ -169,7 +169,7 @@ def test_the_counters_are_those_of_the_tensors(name: str, dr: int, request: pyte
         elif told["role"] == "C":
             assert row[2] == healthy.state[told["exponent"]].max()
     roles = {e["role"] for e, row in zip(entries, found["health"], strict=True) if row[0]}
-        assert "G.W" in roles and roles & {"E1", "BN.A"}  # a delayed factor saturates sooner than an error
+    assert "G.W" in roles and roles & {"E1", "BN.A"}  # a delayed factor saturates sooner than an error
 
 
 def test_a_lost_error_shows(healthy: Artifacts) -> None:
