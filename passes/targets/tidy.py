@@ -18,6 +18,7 @@ from wageubn_onnx.graph import OPSET
 
 Array = np.ndarray[Any, Any]
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
+NEUTRAL_UINT8 = {"Max": 0, "Min": 255}  # where a kernel saturates by itself
 LARGEST = 2**16  # elements that a folded constant may have: more would cost more memory than it saves time
 
 
@@ -82,12 +83,14 @@ def _unchanged(node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any]
     if node.op_type == "Cast":
         known = types.get(inputs[0])
         return inputs[0] if known is not None and known.elem_type == node.attribute[0].i else None
-    if node.op_type not in NEUTRAL:
+    is_uint8 = inputs and inputs[0] in types and types[inputs[0]].elem_type == onnx.TensorProto.UINT8
+    neutral = NEUTRAL | NEUTRAL_UINT8 if is_uint8 else NEUTRAL
+    if node.op_type not in neutral or len(inputs) != 2:
         return None
     x, y = inputs
     if x in constants and node.op_type in ("Mul", "Add"):
         x, y = y, x
-    if x not in types or y not in constants or node.output[0] not in types or (constants[y] != NEUTRAL[node.op_type]).any():
+    if x not in types or y not in constants or node.output[0] not in types or (constants[y] != neutral[node.op_type]).any():
         return None
     return x if types[x].HasField("shape") and types[x].shape == types[node.output[0]].shape else None
 

@@ -110,7 +110,8 @@ PATHS: dict[str, Path] = {
     "U": Path(("direct",), 30, fixed=True),
 }
 ROUNDINGS = ("half_even", "half_up", "stochastic")
-DELAYED = ("C", "BN.A", "E1", "E2", "E.sum")  # the paths whose exponent may be a state
+ERRORS = ("E1", "E2", "E.sum")
+DELAYED = ("C", "BN.A", *ERRORS)  # the paths whose exponent may be a state
 RANDOM = ("E1", "E2", "G.W", "G.gamma", "G.beta", "G.bias")  # the paths that may round stochastically
 WHOLE = ("I", "M.coefficient", "lr", "U", "loss")  # one for all layers
 KEYS = {f.name: f.type for f in fields(Format)}
@@ -150,7 +151,7 @@ class Profile:
     def is_delayed(self) -> bool:
         """Whether any error's exponent is a state, which needs a first value."""
         tables = (self.formats, *(formats for _, formats in self.exceptions))
-        return any(table[path].delayed for table in tables for path in table if path.startswith("E"))
+        return any(table[path].delayed for table in tables for path in ERRORS if path in table)
 
     def on(self, first: str, last: str, pools: Sequence[str] = ()) -> Profile:
         """The profile for a network: the names of its outermost layers with weights, and of its pooling layers."""

@@ -29,7 +29,7 @@ class Machine(Protocol):
 
     @property
     def has_unsigned(self) -> bool:
-        """Whether unsigned integers have their arithmetic, and wrap; releases of onnxruntime before 1.23 lack some."""
+        """Whether unsigned integers have their arithmetic, and wrap; onnxruntime 1.20 lacks some."""
 
     @property
     def fused_is_exact(self) -> bool:

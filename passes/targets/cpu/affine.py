@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.operands import greatest_of
 from wageubn_onnx.passes.targets.cpu.scales import EXACT, scale
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
@@ -196,7 +195,7 @@ def _linear(edit: Edit, name: str, shape: list[int]) -> Linear | None:
         return None
     if node.op_type == "Cast":
         dtype = edit.dtype(node.input[0])
-        fits = dtype == T.INT8 or (dtype == T.UINT8 and greatest_of(edit, node.input[0]) <= GREATEST)
+        fits = dtype == T.INT8 or (dtype == T.UINT8 and (edit.bound(node.input[0]) or 255) <= GREATEST)
         return Linear((Term(node.input[0]),)) if fits else None
     if node.op_type == "Mul":
         map_, factor = sorted(node.input, key=lambda operand: edit.shape(operand) != shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.graph import DOMAIN, PREFIX
 
+T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
+MOVES = ("Cast", "Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # elements of their input, or zeros
 
 
 class Edit:
@@ -64,20 +67,34 @@ class Edit:
         return int(self._types[name].elem_type) if name in self._types else onnx.TensorProto.UNDEFINED
 
     def bound(self, name: str) -> int | None:
-        """The greatest magnitude of an integer tensor, as far as its quantizer, its values or its dtype of 8 bits say."""
+        """The greatest magnitude of an integer tensor, as far as its values, its quantizer (seen through nodes that only move
+        elements) or its dtype of 8 bits say."""
         value = self.constant(name)
         if value is not None:
             return int(abs(value.astype(np.int64)).max(initial=0))
-        maker = self.makers.get(name)
-        own = {a.name: a.i for a in maker.attribute if a.name in ("least", "greatest")} if maker is not None else {}
-        if maker is not None and len(own) == 2 and name == maker.output[0]:
-            return max(-int(own["least"]), int(own["greatest"]))
-        if maker is not None and maker.op_type in ("Reshape", "Cast", "Transpose"):
+        found = self._bound_by(self.makers[name], name) if name in self.makers else None
+        if found is not None:
+            return found
+        return 128 if self.dtype(name) == T.INT8 else 255 if self.dtype(name) == T.UINT8 else None
+
+    def _bound_by(self, maker: onnx.NodeProto, name: str) -> int | None:
+        """What ``maker`` says of its output ``name``."""
+        own = {a.name: int(a.i) for a in maker.attribute if a.name in ("least", "greatest")}
+        if name == maker.output[0] and len(own) == 2:
+            return max(-own["least"], own["greatest"])
+        if self.dtype(name) == T.UINT8 and "greatest" in own:
+            return own["greatest"]
+        if maker.op_type == "AffineQuantize":
+            return self.scalar(maker.input[7])
+        bits_alone = maker.op_type == "Cast" and {self.dtype(name), self.dtype(maker.input[0])} == {T.INT8, T.UINT8}
+        if maker.op_type in MOVES and not bits_alone:
             return self.bound(maker.input[0])
-        if maker is not None and maker.op_type == "Mul":
-            a, b = (self.bound(operand) for operand in maker.input)
-            return None if a is None or b is None else a * b
-        return 128 if self.dtype(name) == onnx.TensorProto.INT8 else 255 if self.dtype(name) == onnx.TensorProto.UINT8 else None
+        if maker.op_type in ("Concat", "Mul"):
+            parts = [self.bound(operand) for operand in maker.input]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                return max(known) if maker.op_type == "Concat" else math.prod(known)
+        return None
 
     # ---- what is put in ----
 

@@ -6,19 +6,17 @@ Its kernel shares the work among threads, where that of ConvInteger gathers colu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.operands import before_the_flip, greatest_of
+from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
-Preference = Callable[[Sequence[int], Sequence[int]], bool]
 
 # q = round((x - zero) * w * scale) for each output channel, half to even, in least..greatest; x uint8 [N, I, H, W], w int8
 # [O, I/G, KH, KW], scale float32 [1] or [O], powers of two
@@ -61,7 +59,7 @@ def _fuse(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_fus
     zero = edit.scalar(product.input[2])
     if kernel is None or zero not in (0, 128) or edit.scalar(product.input[3]) != 128 or not prefers_fused(image_shape, shape):
         return
-    image = 128 if zero == 128 else greatest_of(edit, product.input[0])
+    image = 128 if zero == 128 else edit.bound(product.input[0]) or 255
     bound = math.prod(shape[1:]) * image * (edit.bound(kernel) or 128)
     shift, passed = node.input[1], attributes(node)
     known = edit.constant(shift)

@@ -12,7 +12,6 @@ import onnx
 
 from wageubn_onnx.graph import PREFIX
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.operands import greatest_of
 from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.text import function
 
@@ -139,7 +138,7 @@ def _products(edit: Edit, name: str) -> int | None:
     sides = [
         128
         if edit.scalar(maker.input[2 + i]) or edit.dtype(maker.input[i]) == onnx.TensorProto.INT8
-        else greatest_of(edit, maker.input[i])
+        else edit.bound(maker.input[i]) or 255
         for i in range(2)
     ]
     return edit.shape(maker.input[0])[-1] * sides[0] * sides[1]

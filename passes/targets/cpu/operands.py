@@ -15,7 +15,6 @@ from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
-SHAPING = ("Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # give elements of their input, or zeros
 SEVEN_BITS = 127
 
 
@@ -45,7 +44,7 @@ def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
     zero = edit.scalar(product.input[2])
     if zero == 128:  # an int8 tensor, whose sign bit was flipped
         return before_the_flip(edit, product.input[0])
-    if zero == 0 and greatest_of(edit, product.input[0]) <= SEVEN_BITS:
+    if zero == 0 and (edit.bound(product.input[0]) or 255) <= SEVEN_BITS:
         return edit.before(product, "Cast", [product.input[0]], to=T.INT8)
     return None
 
@@ -58,15 +57,3 @@ def before_the_flip(edit: Edit, name: str) -> str | None:
         if cast is not None and edit.dtype(cast.input[0]) == T.INT8:
             return str(cast.input[0])
     return None
-
-
-def greatest_of(edit: Edit, name: str) -> int:
-    """A bound of the uint8 tensor ``name``: that of the quantizer that made it, seen through nodes that only move elements."""
-    maker = edit.maker(name)
-    if maker is not None and maker.op_type == "Concat":
-        return max(greatest_of(edit, part) for part in maker.input)
-    if maker is not None and maker.op_type in SHAPING:
-        return greatest_of(edit, maker.input[0])
-    if maker is not None and maker.op_type == "AffineQuantize":
-        return edit.scalar(maker.input[7]) or 255
-    return int(attributes(maker).get("greatest", 255)) if maker is not None else 255

@@ -6,19 +6,18 @@ import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
+from wageubn_onnx.quantizers.integer import BOUNDS, SHIFT_LIMIT
 from wageubn_onnx.quantizers.text import function
 
 LIFT = 2**29  # makes mantissas positive; an even multiple of every divisor, so that parities stay
 
-BOUNDED = """
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
+BOUNDED = (
+    BOUNDS
+    + """
     bounded = Clip (r, least, greatest)
     q = Cast <to: int = @to> (bounded)
     """
+)
 
 # r = round(m / divisor), half to even, of int32 |m| < 2^28: floor((a + divisor/2 - 1 + parity of floor(a/divisor)) / divisor)
 STATIC = function(
