@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from wageubn_onnx.graph import IR_VERSION, OPSET, PREFIX
 
 Array = np.ndarray[Any, Any]
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 
 
 class Nodes:
@@ -91,3 +92,9 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """By name."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def import_microsoft(model: onnx.ModelProto) -> None:
+    """Let ``model`` have nodes of onnxruntime's own operators."""
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))

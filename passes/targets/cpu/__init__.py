@@ -14,6 +14,7 @@ from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
+from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
@@ -52,7 +53,7 @@ def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.M
         "static-shifts": (True, static_shifts),
         "uint32-hashes": (machine.has_unsigned, uint32_hashes),
         "narrow-gradients": (machine.has_unsigned, narrow_gradients),
-        "lean-moments": (True, lean_moments),
+        "lean-moments": (True, lambda step: lean_moments(step, machine.fused_is_exact)),
         "pools-from-taps": (machine.has_unsigned, pools_from_taps),
         "int8-images": (True, lambda step: int8_images(step, machine.prefers_int8)),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
@@ -64,5 +65,8 @@ def for_cpu(step: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
     """The integer step ``step``, inlined and tidy, in the forms that suit ``machine``."""
     for one_idea in passes_for(machine).values():
         step = one_idea(step)
-    made = flat_tensors(tidy(inline(step)))
-    return flips_by_addition(made) if machine.has_unsigned else made
+    step = tidy(inline(step))
+    if machine.fused_is_exact:
+        step = channels_last(step)
+    step = flat_tensors(step)
+    return flips_by_addition(step) if machine.has_unsigned else step

@@ -1,22 +1,30 @@
-"""Batch normalisation of 8-bit tensors in few passes: its sums by products with ones and by squares of mantissas, its quotient
-with what is constant in a channel added once.
+"""Batch normalisation of 8-bit tensors in few passes: its sums by products with ones, its quotient with what is constant in a
+channel added once.
 
 The canonical step subtracts the mean from every element and squares that in int64. With x the mantissas and k, m the unit and
 mean of a channel, sum((kx - m)^2) = k^2 sum(x^2) - 2km sum(x) + n m^2, exactly, and what takes int64 is as small as [N, C].
+
+A product of two maps of 8 bits is 192 h + r, where QLinearMul gives h, to the nearest, and the product's lowest byte then tells
+r: both are maps of 8 bits, whose sums are products with ones again.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
 CHANNELS = [0, 2, 3]  # the axes that a channel's sum runs over
+PIXELS = [2, 3]
 INT32 = 2**31
+STEP = 192  # of which a product of two maps is so many, 85 at most, and a rest of 96 at most
+PRODUCT = 86 * STEP  # above what a product of two maps is, and its steps alone
 
 # y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; x int8, mean and sigma int32 [1, C, 1, 1].
 # What is negative after the lift is cut off, so that it need not be rounded downward.
@@ -74,14 +82,20 @@ UNSIGNED = function(
 )  # fmt: skip
 
 
-def lean_moments(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same statistics, normalised values and activations."""
+def lean_moments(model: onnx.ModelProto, by_steps: bool) -> onnx.ModelProto:
+    """The same statistics, normalised values and activations. by_steps: whether products of maps are summed by steps and rests,
+    and maps will have their channels last."""
     edit = Edit(model, "lean-moments")
     edit.functions([NORMALIZE, UNSIGNED])
+    if by_steps:
+        import_microsoft(edit.model)
     for node in model.graph.node:
-        if node.op_type == "ReduceSum" and _by_channel(edit, node):
-            if not _squares(edit, node):
-                _sum(edit, node)
+        if node.op_type == "ReduceSum":
+            axes = _axes(edit, node)
+            if axes == CHANNELS and not _squares(edit, node, by_steps):
+                _sum(edit, node, by_steps)
+            if axes in (CHANNELS, PIXELS) and by_steps:
+                _products(edit, node, axes)
         elif node.op_type == "DirectQuantizeRatioHalfUp":
             _normalize(edit, node)
         elif node.op_type == "DirectQuantizeHalfUp":
@@ -89,32 +103,67 @@ def lean_moments(model: onnx.ModelProto) -> onnx.ModelProto:
     return edit.done()
 
 
-def _by_channel(edit: Edit, node: onnx.NodeProto) -> bool:
-    """Whether ``node`` sums over the images and pixels of [N, C, H, W]."""
+def _axes(edit: Edit, node: onnx.NodeProto) -> list[int]:
+    """Those of a map [N, C, H, W] that ``node`` sums over."""
     axes = edit.constant(node.input[1]) if len(node.input) > 1 else None
-    return axes is not None and axes.tolist() == CHANNELS and len(edit.shape(node.input[0])) == 4
+    return axes.tolist() if axes is not None and len(edit.shape(node.input[0])) == 4 else []
 
 
-def _sum(edit: Edit, node: onnx.NodeProto) -> None:
+def _sum(edit: Edit, node: onnx.NodeProto, last: bool) -> None:
     """The sum over a channel of an 8-bit tensor: by a product with ones."""
     wide = edit.maker(node.input[0], "Cast")
-    if wide is None or edit.dtype(wide.input[0]) not in (T.INT8, T.UINT8):
-        return
+    if wide is not None and edit.dtype(wide.input[0]) in (T.INT8, T.UINT8):
+        _over_images(edit, node, _by_image(edit, node, wide.input[0], last))
+
+
+def _over_images(edit: Edit, node: onnx.NodeProto, sums: str) -> None:
+    """``sums`` [N, C, 1, 1] over N in the place of what ``node`` sums over N, H and W."""
     keep = attributes(node).get("keepdims", 1)
-    total = _by_image(edit, node, wide.input[0])
-    axes = edit.put([0] if keep else CHANNELS, np.int64)
-    edit.replace(node, "ReduceSum", [total, axes], keepdims=keep)
+    edit.replace(node, "ReduceSum", [sums, edit.put([0] if keep else CHANNELS, np.int64)], keepdims=keep)
 
 
-def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str) -> str:
-    """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]."""
+def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str, last: bool) -> str:
+    """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]. last: whether its channels will be last."""
     n, c, h, w = edit.shape(x)
-    rows = edit.before(anchor, "Reshape", [x, edit.put([n * c, h * w], np.int64)])
-    sums = edit.before(anchor, "MatMulInteger", [rows, edit.put(np.ones((h * w, 1)), np.int8)])
+    if last:
+        turned = edit.before(anchor, "Transpose", [x], perm=[0, 2, 3, 1])
+        columns = edit.before(anchor, "Reshape", [turned, edit.put([n, h * w, c], np.int64)])
+        sums = edit.before(anchor, "MatMulInteger", [edit.put(np.ones((1, h * w)), np.uint8), columns])
+    else:
+        rows = edit.before(anchor, "Reshape", [x, edit.put([n * c, h * w], np.int64)])
+        sums = edit.before(anchor, "MatMulInteger", [rows, edit.put(np.ones((h * w, 1)), np.int8)])
     return edit.before(anchor, "Reshape", [sums, edit.put([n, c, 1, 1], np.int64)])
 
 
-def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
+def _products(edit: Edit, node: onnx.NodeProto, axes: list[int]) -> None:
+    """The sum over a channel, or a channel of an image, of the products of two maps."""
+    product = edit.maker(node.input[0], "Mul")
+    casts = [edit.maker(name, "Cast") for name in product.input] if product is not None else []
+    maps = [cast.input[0] for cast in casts if cast is not None and edit.dtype(cast.input[0]) == T.INT8]
+    if len(maps) != 2 or edit.shape(maps[0]) != edit.shape(maps[1]) or math.prod(edit.shape(maps[0])[2:]) * PRODUCT >= INT32:
+        return
+    sums = _products_by_image(edit, node, *maps)
+    if axes == CHANNELS:
+        _over_images(edit, node, sums)
+    elif attributes(node).get("keepdims", 1):
+        edit.replace(node, "Identity", [sums])
+
+
+def _products_by_image(edit: Edit, anchor: onnx.NodeProto, x: str, y: str) -> str:
+    """The sums of x * y over H and W: int32 [N, C, 1, 1]."""
+    one, float_step = (edit.put(value, np.float32) for value in (1, STEP))
+    zero, step = edit.put(0, np.int8), edit.put(STEP, np.uint8)
+    high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", [x, one, zero, y, one, zero, float_step, zero])
+    bits = [edit.before(anchor, "Cast", [name], to=T.UINT8) for name in (x, y, high)]
+    low, steps = edit.before(anchor, "Mul", bits[:2]), edit.before(anchor, "Mul", [bits[2], step])
+    rest = edit.before(anchor, "Cast", [edit.before(anchor, "Sub", [low, steps])], to=T.INT8)
+    for name in (high, rest):
+        edit.declare(name, T.INT8, edit.shape(x))
+    sums = [_by_image(edit, anchor, name, last=True) for name in (high, rest)]
+    return edit.before(anchor, "Add", [edit.before(anchor, "Mul", [sums[0], edit.put(STEP, np.int32)]), sums[1]])
+
+
+def _squares(edit: Edit, node: onnx.NodeProto, by_steps: bool) -> bool:
     """The sum over a channel of (k x - m)^2 in int64, where x is an 8-bit tensor."""
     wide_square = edit.maker(node.input[0], "Cast")
     square = edit.maker(wide_square.input[0] if wide_square is not None else node.input[0], "Mul")
@@ -127,7 +176,7 @@ def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
         return False
     x, unit, mean = affine
     n, c, h, w = edit.shape(x)
-    if h * w * 128 * 128 >= INT32:
+    if h * w * PRODUCT >= INT32:
         return False
 
     def wide(name: str) -> str:
@@ -137,10 +186,13 @@ def _squares(edit: Edit, node: onnx.NodeProto) -> bool:
         return edit.before(node, "Mul", [name, edit.put(factor, np.int64)])
 
     first = edit.put([0], np.int64)
-    mantissas = edit.before(node, "Cast", [x], to=T.INT32)
-    squares = edit.before(node, "ReduceSumSquare", [mantissas, edit.put([2, 3], np.int64)], keepdims=1)
+    if by_steps:
+        squares = _products_by_image(edit, node, x, x)
+    else:
+        mantissas = edit.before(node, "Cast", [x], to=T.INT32)
+        squares = edit.before(node, "ReduceSumSquare", [mantissas, edit.put(PIXELS, np.int64)], keepdims=1)
     of_squares = edit.before(node, "ReduceSum", [wide(squares), first], keepdims=1)
-    of_values = edit.before(node, "ReduceSum", [wide(_by_image(edit, node, x)), first], keepdims=1)
+    of_values = edit.before(node, "ReduceSum", [wide(_by_image(edit, node, x, last=by_steps)), first], keepdims=1)
     middle = wide(mean)
     crossed = edit.before(node, "Mul", [middle, of_values])
     centre = edit.before(node, "Mul", [middle, middle])
