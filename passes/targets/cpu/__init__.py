@@ -14,6 +14,7 @@ from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
+from wageubn_onnx.passes.targets.cpu.joint import joint_updates
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
@@ -46,6 +47,7 @@ class Machine(Protocol):
 def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
     """The passes for ``machine``, in their order."""
     passes: dict[str, tuple[bool, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+        "joint-updates": (True, joint_updates),
         "early-quantizers": (True, early_quantizers),
         "fused-products": (machine.fused_is_exact, lambda step: fused_products(step, machine.prefers_fused)),
         "affine-maps": (machine.fused_is_exact, affine_maps),

@@ -132,7 +132,8 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
             == ops(step).count("ConstantQuantizeStochastic") - narrowed.count("ConstantQuantizeStochastic")
             > 0
         )
-        assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(lean_moments(step)))
+        assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(lean_moments(step, by_steps=False)))
+        assert "QLinearMul" in ops(lean_moments(step, by_steps=True))
         assert ops(fused_products(early_quantizers(step), Able().prefers_fused)).count("ProductQuantize") > 10
         affine = ops(affine_maps(step))
         assert affine.count("AffineQuantize") > 15 and affine.count("Greater") < ops(step).count("Greater")
