@@ -22,6 +22,7 @@ from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.tidy import tidy
 
@@ -52,6 +53,7 @@ def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.M
         "fused-products": (machine.fused_is_exact, lambda step: fused_products(step, machine.prefers_fused)),
         "affine-maps": (machine.fused_is_exact, affine_maps),
         "normalized-maps": (machine.fused_is_exact, normalized_maps),
+        "stepwise-roots": (True, stepwise_roots),
         "static-shifts": (True, static_shifts),
         "uint32-hashes": (machine.has_unsigned, uint32_hashes),
         "narrow-gradients": (machine.has_unsigned, narrow_gradients),

@@ -1,0 +1,76 @@
+"""Square roots in two steps of 64: what the canonical nodes find bit by bit, in a quarter of the nodes.
+
+A root that is rounded to the nearest is at least k where its radicand reaches the square of k - 1/2.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.text import function
+
+STEP = 64
+GREATEST = STEP**2 - 1  # of a root
+
+# q = round(sqrt(total/count * factor + offset) / 2), ties upward, in least..greatest <= GREATEST; int64 [1, C, 1, 1], the
+# radicand in quarters of q's unit squared: q >= k where it reaches (2k - 1)^2
+ROOT = function(
+    "DirectQuantizeRootSteps", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
+    f"""
+    last = Constant <value_ints: ints = [-1]> ()
+    none = Constant <value: tensor = int64 {{0}}> ()
+    one = Constant <value: tensor = int32 {{1}}> ()
+    step = Constant <value: tensor = int32 {{{STEP}}}> ()
+    double_step = Constant <value: tensor = int32 {{{2 * STEP}}}> ()
+    most = Constant <value: tensor = int64 {{{2**31 - 1}}}> ()
+    coarse = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str((2 * STEP * i - 1) ** 2) for i in range(1, STEP))}}}> ()
+    evens = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str(2 * i) for i in range(1, STEP))}}}> ()
+    least64 = Constant <value_int: int = @least> ()
+    least = Cast <to: int = 6> (least64)
+    greatest64 = Constant <value_int: int = @greatest> ()
+    greatest = Cast <to: int = 6> (greatest64)
+    whole = Div (total, count)
+    covered = Mul (whole, count)
+    rest = Sub (total, covered)
+    room = Div (most, factor)
+    beyond = Greater (whole, room)
+    kept = Where (beyond, none, whole)
+    whole_scaled = Mul (kept, factor)
+    rest_scaled = Mul (rest, factor)
+    rest_whole = Div (rest_scaled, count)
+    mean = Add (whole_scaled, rest_whole)
+    radicand = Add (mean, offset)
+    large0 = Greater (radicand, most)
+    large = Or (beyond, large0)
+    v64 = Where (large, most, radicand)
+    v = Cast <to: int = 6> (v64)
+    steps_reached = GreaterOrEqual (v, coarse)
+    steps_each = Cast <to: int = 6> (steps_reached)
+    steps = ReduceSum (steps_each, last)
+    base0 = Mul (steps, double_step)
+    base = Sub (base0, one)
+    candidates = Add (base, evens)
+    squares = Mul (candidates, candidates)
+    reached = GreaterOrEqual (v, squares)
+    each = Cast <to: int = 6> (reached)
+    fine = ReduceSum (each, last)
+    before = Mul (steps, step)
+    root = Add (before, fine)
+    bounded = Clip (root, least, greatest)
+    q = Cast <to: int = @to> (bounded)
+    """,
+)  # fmt: skip
+
+
+def stepwise_roots(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same deviations."""
+    edit = Edit(model, "stepwise-roots")
+    edit.functions([ROOT])
+    for node in model.graph.node:
+        if node.op_type == "DirectQuantizeRootHalfUp":
+            passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
+            if passed["least"] >= 0 and passed["greatest"] <= GREATEST:
+                edit.replace(node, f"wageubn.{ROOT.name}", list(node.input), **passed)
+    return edit.done()
