@@ -98,3 +98,23 @@ def import_microsoft(model: onnx.ModelProto) -> None:
     """Let ``model`` have nodes of onnxruntime's own operators."""
     if all(opset.domain != MICROSOFT for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+
+def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` without the nodes of its graph."""
+    copy = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            for inner, held in value.ListFields():
+                if inner.name != "node":
+                    _set(copy.graph, inner.name, held)
+        else:
+            _set(copy, field.name, value)
+    return copy
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, str | int):
+        setattr(message, name, value)
+    else:
+        getattr(message, name).MergeFrom(value)

@@ -15,10 +15,12 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from wageubn_onnx.graph import OPSET
+from wageubn_onnx.passes.targets.nodes import without_nodes
 
 Array = np.ndarray[Any, Any]
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 NEUTRAL_UINT8 = {"Max": 0, "Min": 255}  # where a kernel saturates by itself
+BRANCHING = ("If", "Loop", "Scan")
 LARGEST = 2**16  # elements that a folded constant may have: more would cost more memory than it saves time
 
 
@@ -73,7 +75,7 @@ def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
 
 def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """What subgraphs read of the graph around them: these tensors keep their names."""
-    inner = [n for node in nodes for a in node.attribute if a.HasField("g") for n in a.g.node]
+    inner = [n for node in nodes if node.op_type in BRANCHING for a in node.attribute if a.HasField("g") for n in a.g.node]
     made = {name for node in inner for name in node.output}
     return {name for node in inner for name in node.input if name not in made} | (captured(inner) if inner else set())
 
@@ -150,17 +152,16 @@ def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodePro
     needed, found = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input, captured([node]))
+            needed.update(node.input, captured([node]) if node.op_type in BRANCHING else ())
             found.append(node)
     return found[::-1]
 
 
 def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, Array]) -> onnx.ModelProto:
     """``model`` with these nodes and the constants that they read, equal ones once."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = without_nodes(model)
     graph = result.graph
-    del graph.node[:], graph.initializer[:]
+    del graph.initializer[:]
     stored: dict[tuple[Any, ...], str] = {}
     for node in nodes:
         inputs = list(node.input)
@@ -173,8 +174,9 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
                     graph.initializer.append(numpy_helper.from_array(value, name))
                 inputs[position] = stored[key]
         graph.node.append(node)
-        graph.node[-1].input[:] = inputs
-        for branch in (a.g for a in graph.node[-1].attribute if a.HasField("g")):
+        if inputs != list(node.input):
+            graph.node[-1].input[:] = inputs
+        for branch in (a.g for a in graph.node[-1].attribute if node.op_type in BRANCHING and a.HasField("g")):
             needed = _needed(list(branch.node), {output.name for output in branch.output})
             branch.ClearField("node")
             branch.node.extend(needed)

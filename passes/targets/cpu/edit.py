@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.graph import DOMAIN, PREFIX
+from wageubn_onnx.passes.targets.nodes import without_nodes
 
 T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
@@ -18,14 +19,13 @@ MOVES = ("Cast", "Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", 
 
 
 class Edit:
-    """A copy of ``model``; ``made_by`` is the pass, for the metadata of what it puts in."""
+    """A copy of ``model``, whose nodes `done` copies; ``made_by`` is the pass, for the metadata of what it puts in."""
 
     def __init__(self, model: onnx.ModelProto, made_by: str) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = without_nodes(model)
         self.made_by = made_by
         graph = self.model.graph
-        self.nodes = list(graph.node)
+        self.nodes = list(model.graph.node)
         self.makers = {name: node for node in self.nodes for name in node.output if name}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -179,7 +179,5 @@ class Edit:
             nodes += self._before.get(node.name, [])
             if node.name not in self._dropped:
                 nodes.append(node)
-        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(kept)
+        self.model.graph.node.extend(nodes)
         return self.model

@@ -152,7 +152,7 @@ class _Join:
         place = self.places.get(name)
         if place is None or name in self.split:
             return name
-        flat = [part if len(self.edit.shape(part)) == 1 else f"{part}/flat" for part in place.parts]
+        flat = [part if len(self.edit.shape(part)) == 1 else f"{part}/split" for part in place.parts]
         self.split.update(place.parts)
         sizes = self.edit.put(list(place.sizes), np.int64)
         self.nodes.append(helper.make_node("Split", [place.name, sizes], flat, f"{place.name}/{name}/split", axis=0))
