@@ -1,15 +1,17 @@
 """The table of docs/performance.md: `python models/bench_steps.py OUT_DIR [--only NAME] [--rounds 5] [--threads 2]`.
 
 Each network is converted under two profiles; then their integer steps, the FP32 step of the same folder in the same onnxruntime
-and, where installed, PyTorch take turns, each in its own process. The networks are untrained: a step costs
-the same for any weights.
+and, where installed, PyTorch and onnxruntime-training take turns, each in its own process. The networks are untrained: a step
+costs the same for any weights. With `--growth FILE.svg`: how the step grows with batch and depth, beside PyTorch's.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,15 +23,14 @@ import onnx
 from resnet import Architecture, build
 from wageubn_onnx import Config, convert
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import passes_for
-from wageubn_onnx.passes.targets.tidy import tidy
+from wageubn_onnx.passes.targets.cpu import for_cpu, inlined_passes_for, passes_for
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
 from wageubn_onnx.runtime.bench_ops import by_operator
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import open_lowered
+from wageubn_onnx.runtime.plots import figure
 
 PROFILES = ("fast", "full8")
 IMAGENET = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
@@ -55,14 +56,21 @@ CASES = (
 )
 
 
-def converted(case: Case, folder: Path) -> list[ArtifactFolder]:
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+GROWTH = (
+    *(Case(f"ResNet-18, 224, batch {batch}", Architecture(DEPTHS[18], **IMAGENET), batch) for batch in (1, 2, 4, 8, 16, 32, 64)),
+    *(Case(f"ResNet-{d}, 224, batch 4", Architecture(DEPTHS[d], bottleneck=d >= 50, **IMAGENET), 4) for d in (34, 50, 101, 152)),
+)
+
+
+def converted(case: Case, folder: Path, profiles: Sequence[str] = PROFILES) -> list[ArtifactFolder]:
     """The case under each profile."""
     source = DIGITS
     if case.architecture is not None:
         source = folder / f"{case.name.split(',')[0]}.onnx"
         onnx.save(build(case.architecture), source)
     found = []
-    for name in PROFILES:
+    for name in profiles:
         place = folder / f"{case.name.replace(', ', '-').replace(' ', '-')}-{name}"
         if not place.exists():
             config = Config(batch=case.batch, profile=load_profile(name), bn="frozen" if case.frozen else "batch")
@@ -71,35 +79,57 @@ def converted(case: Case, folder: Path) -> list[ArtifactFolder]:
     return found
 
 
-def measured(case: Case, folder: Path, rounds: int, threads: int) -> list[Contender]:
+def measured(case: Case, folder: Path, rounds: int, threads: int, training_python: Path | None) -> list[Contender]:
     """The contenders: the integer steps, then those in float."""
     folders = converted(case, folder)
     entries = [Entry(f"integer, {name}", "int", place) for name, place in zip(PROFILES, folders, strict=True)]
     entries.append(Entry("FP32, onnxruntime", "fp32", folders[0]))
     if find_spec("torch") is not None:
         entries.append(Entry("FP32, PyTorch", "torch", folders[0]))
-    return race(entries, rounds, case.steps, threads)[1]
+    if training_python is not None and not case.frozen:  # its BN is the batch's
+        entries.append(Entry("FP32, onnxruntime-training", "training", folders[0]))
+    return race(entries, rounds, case.steps, threads, training_python)[1]
+
+
+def growth(folder: Path, rounds: int, threads: int, file: Path) -> None:
+    """Plot the time of an image in profile `fast`, against batch and depth, beside PyTorch's; print it, too."""
+    shares: dict[str, list[tuple[str, float, float]]] = {"batch": [], "depth": []}
+    for case in GROWTH:
+        (place,) = converted(case, folder, PROFILES[:1])
+        entries = [Entry("fast", "int", place), Entry("PyTorch", "torch", place)]
+        _, (ours, other) = race(entries, rounds, case.steps, threads)
+        row = (case.name, ours.median / case.batch, other.median / case.batch)
+        shares["batch" if case.name.startswith("ResNet-18") else "depth"].append(row)
+        if case.batch == GROWTH[-1].batch and case.name.startswith("ResNet-18"):
+            shares["depth"].append(row)
+        print(f"| {case.name} | {ratio(other, ours).median:.2f} | {ours.peak_bytes / other.peak_bytes:.2f} |", flush=True)
+        shutil.rmtree(place.path)  # the largest take gigabytes
+    base = shares["depth"][0][2]  # PyTorch on ResNet-18, batch 4
+    with figure(file) as axes:
+        for index, name in ((1, "integer, fast"), (2, "FP32, PyTorch")):
+            for kind, style in (("batch", "-o"), ("depth", "--s")):
+                rows = shares[kind]
+                axes.plot([row[0] for row in rows], [row[index] / base for row in rows], style, label=f"{name}, by {kind}")
+        axes.set_ylabel("time of an image over PyTorch's (ResNet-18, batch 4)")
+        axes.set_yscale("log")
+        axes.tick_params(axis="x", labelrotation=60)
+        axes.legend()
 
 
 def without_each(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, list[float]]:
     """By pass: how many times as long the step of profile `fast` takes without it, round by round, all in one process."""
-    step = load_model(converted(case, folder)[0].model("step"))
-    ideas = passes_for(kernels())
-    variants = {"": list(ideas)} | {left: [name for name in ideas if name != left] for left in ideas} | {"all of them": []}
-    sessions = {}
-    for left, names in variants.items():
-        model = step
-        for name in names:
-            model = ideas[name](model)
-        sessions[left] = open_lowered(folder, tidy(inline(model)).SerializeToString(), threads)
+    step, machine = load_model(converted(case, folder)[0].model("step")), kernels()
+    left_out = ["", *passes_for(machine), *inlined_passes_for(machine)]
+    models = {left: for_cpu(step, machine, without=left) for left in left_out}
+    sessions = {left: open_lowered(folder, model.SerializeToString(), threads) for left, model in models.items()}
     feeds = {i.name: np.zeros(i.shape, i.type.removeprefix("tensor(").removesuffix(")")) for i in sessions[""].get_inputs()}
-    times: dict[str, list[float]] = {left: [] for left in variants}
+    times: dict[str, list[float]] = {left: [] for left in left_out}
     for turn in range(rounds + 1):  # the first one warms up
         for left, session in sessions.items():
             start = time.perf_counter()
             session.run(None, feeds)
             times[left] += [time.perf_counter() - start] * (turn > 0)
-    return {left: [a / b for a, b in zip(times[left], times[""], strict=True)] for left in list(variants)[1:]}
+    return {left: [a / b for a, b in zip(times[left], times[""], strict=True)] for left in left_out[1:]}
 
 
 def main() -> None:
@@ -110,14 +140,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--passes", action="store_true", help="instead: what leaving out each pass for the CPU costs")
+    parser.add_argument("--training-python", type=Path, help="interpreter of an environment with onnxruntime-training")
+    parser.add_argument("--growth", type=Path, metavar="FILE.svg", help="instead: how the step grows with batch and depth")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if args.growth:
+        growth(args.folder, args.rounds, args.threads, args.growth)
+        return
     for case in (c for c in CASES if args.only in c.name):
         if args.passes:
             for left, ratios in without_each(case, args.folder, args.rounds, args.threads).items():
                 print(f"{case.name}, without {left}: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) times as long")
             continue
-        contenders = measured(case, args.folder, args.rounds, args.threads)
+        contenders = measured(case, args.folder, args.rounds, args.threads, args.training_python)
         floats = contenders[len(PROFILES) :]
         print(f"\n**{case.name}**, {args.threads} threads\n")
         print(

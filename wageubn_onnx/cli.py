@@ -127,6 +127,12 @@ def _list_targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
+training_python_option = click.option(
+    "--training-python",
+    type=PATH,
+    metavar="PYTHON",
+    help="Interpreter of an environment with onnxruntime-training; else without.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime [default: its own].")
 float_option = click.option("--float", "in_float", is_flag=True, help="Use the FP32 models of DIR instead.")
@@ -603,13 +609,16 @@ def bench() -> None:
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(min=1), help="Steps of each in a round.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads of every contender.")
 @click.option("--torch/--no-torch", default=None, help="Compare with PyTorch [default: where it is installed].")
+@training_python_option
 @json_option
-def bench_step(folder: Path, rounds: int, steps: int, threads: int, torch: bool | None, as_json: bool) -> None:
+def bench_step(
+    folder: Path, rounds: int, steps: int, threads: int, torch: bool | None, training_python: Path | None, as_json: bool
+) -> None:
     """Time DIR's integer step beside its FP32 step and PyTorch, in turns, each in its own process."""
     from wageubn_onnx.runtime.bench import bench_step as run
 
     with _working("timing"):
-        result = run(folder, rounds, steps, threads, torch)
+        result = run(folder, rounds, steps, threads, torch, training_python)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -658,12 +667,7 @@ def bench_kernels(as_json: bool) -> None:
 @click.argument("models", metavar="[MODEL]...", nargs=-1, type=PATH)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Conversions by each, in turns.")
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(min=1), help="Images a training step takes.")
-@click.option(
-    "--training-python",
-    type=PATH,
-    metavar="PYTHON",
-    help="Interpreter of an environment with onnxruntime-training; else without.",
-)
+@training_python_option
 @json_option
 def bench_convert(models: tuple[Path, ...], rounds: int, batch: int, training_python: Path | None, as_json: bool) -> None:
     """Time `convert` and measure its memory, by stages, beside onnxsim (where installed) and generate_artifacts.

@@ -15,10 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import onnx
+
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.graph import load_model
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
-NAMES = {"int": "integer, onnxruntime", "fp32": "FP32, onnxruntime", "torch": "FP32, PyTorch"}
+NAMES = {
+    "int": "integer, onnxruntime",
+    "fp32": "FP32, onnxruntime",
+    "torch": "FP32, PyTorch",
+    "training": "FP32, onnxruntime-training",
+}
 
 
 @dataclass(frozen=True)
@@ -57,31 +65,39 @@ class BenchResult:
 
 
 def bench_step(
-    folder: str | os.PathLike[str], rounds: int = 9, steps: int = 3, threads: int = 1, torch: bool | None = None
+    folder: str | os.PathLike[str],
+    rounds: int = 9,
+    steps: int = 3,
+    threads: int = 1,
+    torch: bool | None = None,
+    training_python: str | os.PathLike[str] | None = None,
 ) -> BenchResult:
     """Time the training steps of ``folder`` on random images, each contender in its own process.
 
     A round times ``steps`` steps of every contender in turn (A B C A B C ...), and a ratio compares times of one round,
-    so that what the machine does meanwhile strikes all. torch: None takes PyTorch where it is installed.
+    so that what the machine does meanwhile strikes all. torch: None takes PyTorch where it is installed. training_python: the
+    interpreter of an environment with onnxruntime-training, which then takes part.
     Raises WageubnError where the folder lacks a step or a contender fails.
     """
     artifacts = ArtifactFolder(folder)
     use_torch = find_spec("torch") is not None if torch is None else torch
-    entries = [Entry(NAMES[kind], kind, artifacts) for kind in ("int", "fp32", *(["torch"] if use_torch else []))]
-    batch, contenders = race(entries, rounds, steps, threads)
+    kinds = ["int", "fp32", *(["torch"] if use_torch else []), *(["training"] if training_python else [])]
+    batch, contenders = race([Entry(NAMES[kind], kind, artifacts) for kind in kinds], rounds, steps, threads, training_python)
     return BenchResult(batch, threads, [ratio(contenders[0], other) for other in contenders[1:]], contenders)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A step to time. kind: int, fp32 or torch, of the artifact ``folder``."""
+    """A step to time. kind: int, fp32, torch or training, of the artifact ``folder``."""
 
     name: str
     kind: str
     folder: ArtifactFolder
 
 
-def race(entries: Sequence[Entry], rounds: int, steps: int, threads: int) -> tuple[int, list[Contender]]:
+def race(
+    entries: Sequence[Entry], rounds: int, steps: int, threads: int, training_python: str | os.PathLike[str] | None = None
+) -> tuple[int, list[Contender]]:
     """Time every entry in turn, ``rounds`` times; the first one's batch, and a contender an entry.
 
     Raises WageubnError where a folder lacks a step or a contender fails.
@@ -92,9 +108,15 @@ def race(entries: Sequence[Entry], rounds: int, steps: int, threads: int) -> tup
     for entry in entries:
         entry.folder.model("step" if entry.kind == "int" else "fp_step")
     with ExitStack() as stack:
-        workers = [_Worker(entry, threads, steps) for entry in entries]
-        for worker in workers:
+        workers = []
+        for entry in entries:
+            command = [sys.executable, "-m", "wageubn_onnx.runtime.bench_worker", entry.kind, str(entry.folder.path)]
+            if entry.kind == "training" and training_python is not None:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                command = _training_command(training_python, entry.folder, scratch)
+            worker = _Worker(entry.name, [*command, str(threads), str(steps)])
             stack.callback(worker.stop)
+            workers.append(worker)
         ready = [worker.read() for worker in workers]
         turns = [[worker.time_round() for worker in workers] for _ in range(rounds)]
         peaks = [worker.finish() for worker in workers]
@@ -109,18 +131,30 @@ def ratio(one: Contender, other: Contender) -> Ratio:
     return Ratio(other.name, median(ratios), min(ratios), max(ratios))
 
 
+def _training_command(python: str | os.PathLike[str], folder: ArtifactFolder, scratch: Path) -> list[str]:
+    """onnxruntime-training on the folder's forward model, whose weights must be no inputs there."""
+    forward = load_model(folder.model("fp_eval"))
+    del forward.graph.input[1:]  # behind the images
+    onnx.save(forward, scratch / "forward.onnx")
+    inputs = load_model(folder.model("fp_step")).graph.input
+    images = next(value for value in inputs if value.name == folder.section("fp_step", "images")["images"])
+    batch = images.type.tensor_type.shape.dim[0].dim_value
+    return [str(python), str(Path(__file__).with_name("bench_training_worker.py")), str(scratch / "forward.onnx"), str(batch)]
+
+
 class _Worker:
     """A contender's process: it answers one JSON object a line."""
 
-    def __init__(self, entry: Entry, threads: int, steps: int) -> None:
-        self.name, kind, folder = entry.name, entry.kind, entry.folder
-        module = "wageubn_onnx.runtime.bench_worker"
-        command = [sys.executable, "-m", module, kind, str(folder.path), str(threads), str(steps)]
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
         here = str(Path(__file__).resolve().parents[2])  # the same package in the process, installed or not
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors)
+        try:
+            self._process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors)
+        except OSError as error:
+            raise WageubnError(f"{command[0]}: cannot be run ({error.strerror}); give a Python interpreter") from None
 
     def read(self) -> dict[str, Any]:
         """Wait for the next answer; raises WageubnError where the process reports an error or ends."""

@@ -114,25 +114,29 @@ def _onnxsim(clock: Clock, batch: int) -> Conversion:
 
 
 def _generate_artifacts(clock: Clock, batch: int) -> Conversion:
+    import onnxruntime.training.artifacts  # noqa: F401 (imports are not timed)
+
+    return convert_by_artifacts
+
+
+def convert_by_artifacts(model: str, out: str) -> int:
+    """onnxruntime-training's training graph of ``model`` with its checkpoint and optimizer (SGD), in a new folder ``out``."""
     import onnx
     from onnxruntime.training import artifacts
 
-    def run(model: str, out: str) -> int:
-        proto = onnx.load(model)
-        statistics = _train_batch_norm(proto)
-        trained = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.name not in statistics]
-        Path(out).mkdir()
-        artifacts.generate_artifacts(
-            proto,
-            requires_grad=trained,
-            frozen_params=sorted(statistics),
-            loss=artifacts.LossType.CrossEntropyLoss,
-            optimizer=artifacts.OptimType.SGD,
-            artifact_directory=out,
-        )
-        return len(onnx.load(f"{out}/training_model.onnx").graph.node)
-
-    return run
+    proto = onnx.load(model)
+    statistics = _train_batch_norm(proto)
+    trained = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.name not in statistics]
+    Path(out).mkdir()
+    artifacts.generate_artifacts(
+        proto,
+        requires_grad=trained,
+        frozen_params=sorted(statistics),
+        loss=artifacts.LossType.CrossEntropyLoss,
+        optimizer=artifacts.OptimType.SGD,
+        artifact_directory=out,
+    )
+    return len(onnx.load(f"{out}/training_model.onnx").graph.node)
 
 
 def _train_batch_norm(proto: Any) -> set[str]:

@@ -8,12 +8,15 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.runtime.files import load_tensors
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import lowered_options
@@ -30,6 +33,20 @@ class Share:
     calls: int
 
 
+def _first_feeds(artifacts: ArtifactFolder, session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]]:
+    """The first step's inputs: its state, random images, ones for labels and coefficients."""
+    state, _ = load_tensors(artifacts.state_file("state"))
+    held = {name: state[key] for key, name, _ in artifacts.state_names("state")}
+    images = artifacts.section("step", "images")["images"]
+    feeds = {}
+    for i in session.get_inputs():
+        dtype = np.dtype(i.type.removeprefix("tensor(").removesuffix(")"))
+        feeds[i.name] = held[i.name] if i.name in held else np.ones(i.shape, dtype)
+        if i.name == images:
+            feeds[i.name] = np.random.default_rng(0).integers(0, 256, i.shape, dtype)
+    return feeds
+
+
 def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3) -> list[Share]:
     """The kinds of operator of the folder's integer step, those that take longest first; after one step to warm up.
 
@@ -44,7 +61,7 @@ def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3
         options.profile_file_prefix = str(Path(scratch) / "step")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        feeds = {i.name: np.zeros(i.shape, i.type.removeprefix("tensor(").removesuffix(")")) for i in session.get_inputs()}
+        feeds = _first_feeds(artifacts, session)
         for _ in range(steps + 1):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())

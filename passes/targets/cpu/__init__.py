@@ -26,6 +26,8 @@ from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.tidy import tidy
 
+ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
+
 
 class Machine(Protocol):
     """What the kernels of a machine are known to do; images [N, I, H, W], kernels [O, I/G, KH, KW]."""
@@ -45,9 +47,9 @@ class Machine(Protocol):
         """Whether a ConvInteger should take its images in int8."""
 
 
-def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+def passes_for(machine: Machine) -> dict[str, ModelPass]:
     """The passes for ``machine``, in their order."""
-    passes: dict[str, tuple[bool, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+    passes: dict[str, tuple[bool, ModelPass]] = {
         "joint-updates": (True, joint_updates),
         "early-quantizers": (True, early_quantizers),
         "fused-products": (machine.fused_is_exact, lambda step: fused_products(step, machine.prefers_fused)),
@@ -65,12 +67,21 @@ def passes_for(machine: Machine) -> dict[str, Callable[[onnx.ModelProto], onnx.M
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
 
 
-def for_cpu(step: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
-    """The integer step ``step``, inlined and tidy, in the forms that suit ``machine``."""
-    for one_idea in passes_for(machine).values():
-        step = one_idea(step)
+def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
+    """Those for the inlined and tidy step, in their order."""
+    passes: dict[str, tuple[bool, ModelPass]] = {
+        "channels-last": (machine.fused_is_exact, channels_last),
+        "flat-tensors": (True, flat_tensors),
+        "flips-by-addition": (machine.has_unsigned, flips_by_addition),
+    }
+    return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
+
+
+def for_cpu(step: onnx.ModelProto, machine: Machine, without: str = "") -> onnx.ModelProto:
+    """The integer step ``step``, inlined, in the forms that suit ``machine``; ``without`` one pass, to see what it is worth."""
+    for name, one_idea in passes_for(machine).items():
+        step = step if name == without else one_idea(step)
     step = tidy(inline(step))
-    if machine.fused_is_exact:
-        step = channels_last(step)
-    step = flat_tensors(step)
-    return flips_by_addition(step) if machine.has_unsigned else step
+    for name, one_idea in inlined_passes_for(machine).items():
+        step = step if name == without else one_idea(step)
+    return step
