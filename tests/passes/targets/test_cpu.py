@@ -19,11 +19,13 @@ from wageubn_onnx.passes.targets.cpu.affine import affine_maps
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
+from wageubn_onnx.passes.targets.cpu.joint import joint_updates
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.kernels import has_unsigned, int8_is_exact
@@ -120,6 +122,8 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
         known = {v.name: v.type.tensor_type.elem_type for v in typed.graph.value_info}
         return [known[n.input[0]] for n in typed.graph.node if n.op_type == "ConvInteger"]
 
+    joint = ops(joint_updates(step))
+    assert joint.count("DirectQuantizeWide") < ops(step).count("DirectQuantizeWide") and len(joint) < len(ops(step))
     assert "MaxPool" in ops(step) and "MaxPool" not in ops(pools_from_taps(step))
     assert set(images(step)) == {onnx.TensorProto.UINT8}
     assert set(images(int8_images(step, Able().prefers_int8))) == {onnx.TensorProto.INT8}
@@ -158,4 +162,5 @@ def test_the_step_for_the_cpu_is_tidy(artifacts: Artifacts, tmp_path: Path) -> N
     onnx.checker.check_model(step, full_check=True)
     assert not step.functions and "Constant" not in ops(step)
     assert len(step.graph.node) < len(tidy(inline(artifacts.files["int_training"])).graph.node) * 1.05
+    assert {n.domain for n in step.graph.node if n.op_type == "QLinearConv"} <= {MICROSOFT}
     assert {i.name for i in step.graph.input} == {i.name for i in artifacts.files["int_training"].graph.input}
