@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
@@ -10,14 +11,6 @@ from wageubn_onnx.quantizers.integer import BOUNDS, SHIFT_LIMIT
 from wageubn_onnx.quantizers.text import function
 
 LIFT = 2**29  # makes mantissas positive; an even multiple of every divisor, so that parities stay
-
-BOUNDED = (
-    BOUNDS
-    + """
-    bounded = Clip (r, least, greatest)
-    q = Cast <to: int = @to> (bounded)
-    """
-)
 
 # r = round(m / divisor), half to even, of int32 |m| < 2^28: floor((a + divisor/2 - 1 + parity of floor(a/divisor)) / divisor)
 STATIC = function(
@@ -38,21 +31,28 @@ STATIC = function(
     c = Add (raised, parity)
     rounded = Div (c, divisor)
     r = Sub (rounded, offset)
-    """ + BOUNDED,
+    """ + BOUNDS + """
+    bounded = Clip (r, least, greatest)
+    q = Cast <to: int = @to> (bounded)
+    """,
 )  # fmt: skip
-
-CLIPPED = function("DirectQuantizeClip", ("to", "least", "greatest"), "(r) => (q)", BOUNDED)
 
 
 def static_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same mantissas of direct quantizers that round half to even by a constant shift."""
     edit = Edit(model, "static-shifts")
-    edit.functions([STATIC, CLIPPED])
+    edit.functions([STATIC])
     for node in model.graph.node:
         shift = edit.scalar(node.input[1]) if node.op_type == "DirectQuantize" else None
         if shift is not None and 0 <= shift <= SHIFT_LIMIT:
             passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
             if shift:
                 passed |= {"divisor": 2**shift, "offset": LIFT >> shift, "nearly": 2 ** (shift - 1) - 1}
-            edit.replace(node, f"wageubn.{(STATIC if shift else CLIPPED).name}", node.input[:1], **passed)
+                edit.replace(node, f"wageubn.{STATIC.name}", node.input[:1], **passed)
+                continue
+            clip = [node.input[0], *(edit.put(passed[key], np.int32) for key in ("least", "greatest"))]
+            if passed["to"] == onnx.TensorProto.INT32:
+                edit.replace(node, "Clip", clip)
+            else:
+                edit.replace(node, "Cast", [edit.before(node, "Clip", clip)], to=passed["to"])
     return edit.done()
