@@ -41,14 +41,14 @@ def joint_updates(model: onnx.ModelProto) -> onnx.ModelProto:
     groups: dict[Key, list[onnx.NodeProto]] = {}
     depth: dict[str, int] = {}
     for node in edit.nodes:
-        if node.name in late:
+        if node.output[0] in late:
             level = 1 + max((depth.get(name, 0) for name in node.input), default=0)
             depth |= dict.fromkeys(node.output, level)
             groups.setdefault((level, *_alike(edit, node)), []).append(node)
     join = _Join(edit)
     for _, members in sorted(groups.items(), key=lambda item: item[0][0]):
         join.put(members)
-    kept = [node for node in edit.nodes if node.name not in late]
+    kept = [node for node in edit.nodes if node.output[0] not in late]
     outputs = {v.name for v in edit.model.graph.output}
     for name in outputs & join.places.keys():
         join.alone(name)
@@ -57,16 +57,16 @@ def joint_updates(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _late(edit: Edit) -> set[str]:
-    """The names of the nodes on few numbers that lead to graph outputs alone."""
+    """The first outputs of the nodes on few numbers that lead to graph outputs alone."""
     late: set[str] = set()
     for node in reversed(edit.nodes):
         is_known = node.op_type in (ELEMENTWISE if node.domain == "" else CALLS if node.domain == DOMAIN else ())
         if not is_known and node.op_type != "Reshape":
             continue
         sizes = [math.prod(edit.shape(name)) for name in (*node.input[: 1 if node.op_type == "Reshape" else None], *node.output)]
-        readers = [reader.name for name in node.output for reader in edit.readers.get(name, ())]
+        readers = [reader.output[0] for name in node.output for reader in edit.readers.get(name, ())]
         if max(sizes) <= SMALL and min(sizes) > 0 and all(name in late for name in readers):
-            late.add(node.name)
+            late.add(node.output[0])
     return late
 
 
@@ -75,7 +75,7 @@ def _alike(edit: Edit, node: onnx.NodeProto) -> Key:
     size = math.prod(edit.shape(node.output[0]))
     passed = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
     if size == 1:  # these stay by themselves
-        return (node.name,)
+        return (node.output[0],)
     if node.op_type == "Reshape":
         return node.op_type, edit.dtype(node.input[0])
     operands = [(edit.dtype(name), math.prod(edit.shape(name)) == size) for name in node.input]
