@@ -29,7 +29,7 @@ from wageubn_onnx.runtime.kernels import kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
 INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
-FUSED = "QLinearConv and QLinearMul of onnxruntime's own domain that do not saturate within (scales are float parameters), as above"
+FUSED = "QLinearConv and QLinearMul of com.microsoft that do not saturate within (their scales are float parameters), as above"
 FILES = Path(__file__).with_name("files")
 
 
