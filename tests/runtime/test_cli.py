@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
+import networks
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 
@@ -275,6 +277,15 @@ def test_bench_compares_the_steps(folder: Path) -> None:
     assert [len(contender["seconds"]) for contender in answer["contenders"]] == [3, 3]
     assert [contender["state_bytes"] for contender in answer["contenders"]] == [52, 48]
     assert all(contender["peak_bytes"] > 2**20 for contender in answer["contenders"])
+
+
+def test_an_environment_without_onnxruntime_training_is_named(tmp_path: Path) -> None:
+    """Neither a Python that is not there nor one that lacks it."""
+    source, made = tmp_path / "tiny.onnx", tmp_path / "made"
+    onnx.save(networks.tiny(), source)
+    assert run("convert", source, "-o", made, "--batch", "4").exit_code == 0
+    for python, said in ((tmp_path / "python", "cannot be run"), (sys.executable, "benchmark of FP32, onnxruntime-training: ")):
+        refused(said, "bench", "step", made, "--no-torch", "--training-python", python)
 
 
 def test_a_failing_contender_is_named(folder: Path) -> None:
