@@ -57,8 +57,9 @@ CASES = (
 
 
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
-GROWTH = (
-    *(Case(f"ResNet-18, 224, batch {batch}", Architecture(DEPTHS[18], **IMAGENET), batch) for batch in (1, 4, 16, 64)),
+BATCHES = tuple(Case(f"ResNet-18, 224, batch {batch}", Architecture(DEPTHS[18], **IMAGENET), batch) for batch in (1, 4, 16, 64))
+DEEPER = (
+    BATCHES[1],
     *(Case(f"ResNet-{d}, 224, batch 4", Architecture(DEPTHS[d], bottleneck=True, **IMAGENET), 4) for d in (50, 152)),
 )
 
@@ -93,23 +94,19 @@ def measured(case: Case, folder: Path, rounds: int, threads: int, training_pytho
 
 def growth(folder: Path, rounds: int, threads: int, file: Path) -> None:
     """Plot the time of an image in profile `fast`, against batch and depth, beside PyTorch's; print it, too."""
-    shares: dict[str, list[tuple[str, float, float]]] = {"batch": [], "depth": []}
-    for case in GROWTH:
+    times: dict[Case, tuple[float, float]] = {}
+    for case in dict.fromkeys((*BATCHES, *DEEPER)):
         (place,) = converted(case, folder, PROFILES[:1])
         entries = [Entry("fast", "int", place), Entry("PyTorch", "torch", place)]
         _, (ours, other) = race(entries, rounds, case.steps, threads)
-        row = (case.name, ours.median / case.batch, other.median / case.batch)
-        shares["batch" if case.name.startswith("ResNet-18") else "depth"].append(row)
-        if case.batch == GROWTH[-1].batch and case.name.startswith("ResNet-18"):
-            shares["depth"].append(row)
+        times[case] = ours.median / case.batch, other.median / case.batch
         print(f"| {case.name} | {ratio(other, ours).median:.2f} | {ours.peak_bytes / other.peak_bytes:.2f} |", flush=True)
         shutil.rmtree(place.path)  # the largest take gigabytes
-    base = shares["depth"][0][2]  # PyTorch on ResNet-18, batch 4
+    base = times[DEEPER[0]][1]
     with figure(file) as axes:
-        for index, name in ((1, "integer, fast"), (2, "FP32, PyTorch")):
-            for kind, style in (("batch", "-o"), ("depth", "--s")):
-                rows = shares[kind]
-                axes.plot([row[0] for row in rows], [row[index] / base for row in rows], style, label=f"{name}, by {kind}")
+        for index, name in enumerate(("integer, fast", "FP32, PyTorch")):
+            for kind, cases, style in (("batch", BATCHES, "-o"), ("depth", DEEPER, "--s")):
+                axes.plot([c.name for c in cases], [times[c][index] / base for c in cases], style, label=f"{name}, by {kind}")
         axes.set_ylabel("time of an image over PyTorch's (ResNet-18, batch 4)")
         axes.set_yscale("log")
         axes.tick_params(axis="x", labelrotation=60)

@@ -103,18 +103,6 @@ def import_microsoft(model: onnx.ModelProto) -> None:
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` without the nodes of its graph."""
     copy = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name == "graph":
-            for inner, held in value.ListFields():
-                if inner.name != "node":
-                    _set(copy.graph, inner.name, held)
-        else:
-            _set(copy, field.name, value)
+    copy.CopyFrom(model)
+    del copy.graph.node[:]
     return copy
-
-
-def _set(message: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | int):
-        setattr(message, name, value)
-    else:
-        getattr(message, name).MergeFrom(value)

@@ -357,6 +357,25 @@ def _square_root() -> str:
     return "".join(lines)
 
 
+# v = total/count * factor + offset, rounded down, or most where it is greater; int64, of constants zero and most
+RADICAND = """
+        whole = Div (total, count)
+        covered = Mul (whole, count)
+        rest = Sub (total, covered)
+        room = Div (most, factor)
+        beyond = Greater (whole, room)
+        kept = Where (beyond, zero, whole)
+        whole_scaled = Mul (kept, factor)
+        rest_scaled = Mul (rest, factor)
+        rest_whole = Div (rest_scaled, count)
+        mean = Add (whole_scaled, rest_whole)
+        radicand = Add (mean, offset)
+        large0 = Greater (radicand, most)
+        large = Or (beyond, large0)
+        v = Where (large, most, radicand)
+        """
+
+
 def _direct_root(rounding: str) -> onnx.FunctionProto:
     """q = round(sqrt(total/count * factor + offset) / 2), int64: the radicand is in quarters of q's unit squared.
 
@@ -380,22 +399,8 @@ def _direct_root(rounding: str) -> onnx.FunctionProto:
     }
     return function(
         f"DirectQuantizeRoot{SUFFIX[rounding]}", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
-        _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1) + WIDE_BOUNDS + """
-        whole = Div (total, count)
-        covered = Mul (whole, count)
-        rest = Sub (total, covered)
-        room = Div (most, factor)
-        beyond = Greater (whole, room)
-        kept = Where (beyond, zero, whole)
-        whole_scaled = Mul (kept, factor)
-        rest_scaled = Mul (rest, factor)
-        rest_whole = Div (rest_scaled, count)
-        mean = Add (whole_scaled, rest_whole)
-        radicand = Add (mean, offset)
-        large0 = Greater (radicand, most)
-        large = Or (beyond, large0)
-        v = Where (large, most, radicand)
-        """ + _square_root() + """
+        _int64("zero", 0) + _int64("one", 1) + _int64("two", 2) + _int64("most", 2**32 - 1)
+        + WIDE_BOUNDS + RADICAND + _square_root() + """
         above = Add (root0, one)
         half_up = Div (above, two)
         """ + tie[rounding] + """

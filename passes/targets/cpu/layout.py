@@ -279,7 +279,7 @@ def _reduction(layout: _Layout, node: onnx.NodeProto) -> bool:
 
 
 def _extreme(layout: _Layout, node: onnx.NodeProto, source: str) -> bool:
-    """A channel's greatest or least: of numbers side by side, a tenth of the time."""
+    """A channel's greatest or least: of numbers side by side, a third of the time."""
     dtype, shape = layout.types[node.input[0]]
     rank, channels = len(shape), shape[1]
     if source not in layout.first:

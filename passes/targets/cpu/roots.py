@@ -9,6 +9,7 @@ import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.integer import BOUNDS, RADICAND
 from wageubn_onnx.quantizers.text import function
 
 STEP = 64
@@ -20,40 +21,23 @@ ROOT = function(
     "DirectQuantizeRootSteps", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
     f"""
     last = Constant <value_ints: ints = [-1]> ()
-    none = Constant <value: tensor = int64 {{0}}> ()
+    zero = Constant <value: tensor = int64 {{0}}> ()
     one = Constant <value: tensor = int32 {{1}}> ()
     step = Constant <value: tensor = int32 {{{STEP}}}> ()
     double_step = Constant <value: tensor = int32 {{{2 * STEP}}}> ()
     most = Constant <value: tensor = int64 {{{2**31 - 1}}}> ()
     coarse = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str((2 * STEP * i - 1) ** 2) for i in range(1, STEP))}}}> ()
     evens = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str(2 * i) for i in range(1, STEP))}}}> ()
-    least64 = Constant <value_int: int = @least> ()
-    least = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
-    whole = Div (total, count)
-    covered = Mul (whole, count)
-    rest = Sub (total, covered)
-    room = Div (most, factor)
-    beyond = Greater (whole, room)
-    kept = Where (beyond, none, whole)
-    whole_scaled = Mul (kept, factor)
-    rest_scaled = Mul (rest, factor)
-    rest_whole = Div (rest_scaled, count)
-    mean = Add (whole_scaled, rest_whole)
-    radicand = Add (mean, offset)
-    large0 = Greater (radicand, most)
-    large = Or (beyond, large0)
-    v64 = Where (large, most, radicand)
-    v = Cast <to: int = 6> (v64)
-    steps_reached = GreaterOrEqual (v, coarse)
+    """ + BOUNDS + RADICAND + """
+    narrow = Cast <to: int = 6> (v)
+    steps_reached = GreaterOrEqual (narrow, coarse)
     steps_each = Cast <to: int = 6> (steps_reached)
     steps = ReduceSum (steps_each, last)
     base0 = Mul (steps, double_step)
     base = Sub (base0, one)
     candidates = Add (base, evens)
     squares = Mul (candidates, candidates)
-    reached = GreaterOrEqual (v, squares)
+    reached = GreaterOrEqual (narrow, squares)
     each = Cast <to: int = 6> (reached)
     fine = ReduceSum (each, last)
     before = Mul (steps, step)
