@@ -9,6 +9,7 @@ import onnx
 
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.affine import affine_maps
+from wageubn_onnx.passes.targets.cpu.columns import flat_columns
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
 from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
@@ -62,6 +63,7 @@ def passes_for(machine: Machine) -> dict[str, ModelPass]:
         "lean-moments": (True, lambda step: lean_moments(step, machine.fused_is_exact)),
         "pools-from-taps": (machine.has_unsigned, pools_from_taps),
         "int8-images": (True, lambda step: int8_images(step, machine.prefers_int8)),
+        "flat-columns": (True, lambda step: flat_columns(step, machine.prefers_int8)),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
