@@ -71,7 +71,7 @@ SHIPPED: tuple[Measured, ...] = (
 
 @dataclass(frozen=True)
 class Kernels:
-    """machine: whose table it is. has_unsigned: whether unsigned integers have their arithmetic, and wrap. int8_is_exact,
+    """machine: whose table it is. has_unsigned: whether unsigned and short integers have their arithmetic. int8_is_exact,
     fused_is_exact: whether int8 by uint8, and a QLinearConv of uint8 by int8, give exact sums. measured: which form is the
     faster; of a machine without a table, the one that is shipped says so."""
 
@@ -140,10 +140,11 @@ def measure() -> Kernels:
 
 
 def has_unsigned() -> bool:
-    """Ask for the arithmetic of unsigned integers, which older releases lack, and whether it wraps."""
-    names = ["x", "a", "b", "c", "d", "y"]
-    for dtype in (np.uint8, np.uint32, np.uint64):
-        kinds = ("Max", "Min", "Mul", "Add", "Sub")
+    """Ask for the arithmetic of unsigned and of short integers, which older releases lack, and whether it wraps."""
+    for dtype in (np.uint8, np.uint32, np.uint64, np.uint16, np.int16):
+        is_short = dtype in (np.uint16, np.int16)  # which have no kernel for Max and Min
+        kinds = ("Mul", "Add", "Sub") if is_short else ("Max", "Min", "Mul", "Add", "Sub")
+        names = ["x", *(f"x{i}" for i in range(1, len(kinds))), "y"]
         nodes = [helper.make_node(op, [names[i], "f"], [names[i + 1]]) for i, op in enumerate(kinds)]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         inputs = [helper.make_tensor_value_info(name, kind, [3]) for name in ("x", "f")]
@@ -152,7 +153,7 @@ def has_unsigned() -> bool:
         most = np.iinfo(dtype).max
         x, f = np.array([0, 3, 1], dtype), np.array([1, 16, most], dtype)
         try:
-            (y,) = _session(model).run(None, {"x": x, "f": f})
+            (y,) = _session(model).run(None, {"x": f if is_short else x, "f": f})
         except ort_errors.NotImplemented:
             return False
         if y.tolist() != [1, 256 % (int(most) + 1), 1]:  # most * most wraps to 1
@@ -176,12 +177,12 @@ def int8_is_exact() -> bool:
 
 def fused_is_exact() -> bool:
     """The same of a QLinearConv of uint8 by int8 and of a depthwise one, whose shifts bring the greatest sums to 8 bits, for maps
-    whose channels are last; and whether QLinearMul gives products of int8 to the nearest step."""
+    whose channels are last; whether QLinearMul gives products of int8 to the nearest step, and QLinearAdd their rounded sums."""
     signs = np.where(np.arange(64) % 4 < 2, 127, -127)
     images = np.broadcast_to((signs + 128).astype(np.uint8)[None, :, None, None], (1, 64, 4, 4)).copy()
     dense = np.broadcast_to(signs.astype(np.int8)[None, :, None, None], (64, 64, 3, 3)).copy()
     depthwise = np.broadcast_to(signs.astype(np.int8)[:, None, None, None], (64, 1, 3, 3)).copy()
-    if not _products_are_near():
+    if not _products_are_near() or not _sums_are_exact():
         return False
     return all(
         bool((_probe(images, kernel, shift, last=True)() == round(9 * kernel.shape[1] * 127 * 127 / 2**shift)).all())
@@ -191,19 +192,30 @@ def fused_is_exact() -> bool:
 
 def _products_are_near() -> bool:
     """Whether all products of int8 leave a rest of 8 bits."""
+    x, y, high = _of_all_pairs("QLinearMul", 1, STEP)
+    return bool((abs(x * y - STEP * high) < 128).all())
+
+
+def _sums_are_exact() -> bool:
+    """Whether 3/4 of one int8 and 1/4 of another are rounded half to even, for all of them."""
+    x, y, total = _of_all_pairs("QLinearAdd", 3, 4)
+    return bool((total == np.rint((3 * x + y) / 4)).all())
+
+
+def _of_all_pairs(kind: str, scale: int, step: int) -> tuple[Array, Array, Array]:
+    """All pairs of int8, and what a kernel of com.microsoft makes of the first by ``scale`` and the second, in ``step``s."""
     numbers = np.arange(-128, 128)
-    x, y = (side.astype(np.int8) for side in np.meshgrid(numbers, numbers))
-    scales = [("one", np.float32(1)), ("zero", np.int8(0)), ("step", np.float32(STEP))]
-    operands = ["x", "one", "zero", "y", "one", "zero", "step", "zero"]
-    node = helper.make_node("QLinearMul", operands, ["h"], domain=MICROSOFT)
-    inputs, result = (
-        [helper.make_tensor_value_info(n, T.INT8, x.shape) for n in "xy"],
-        helper.make_tensor_value_info("h", T.INT8, None),
-    )
-    graph = helper.make_graph([node], "products", inputs, [result], [numpy_helper.from_array(np.array(v), n) for n, v in scales])
+    x, y = np.meshgrid(numbers, numbers)
+    scales: dict[str, Any] = {"scale": np.float32(scale), "one": np.float32(1), "zero": np.int8(0), "step": np.float32(step)}
+    operands = ["x", "scale", "zero", "y", "one", "zero", "step", "zero"]
+    node = helper.make_node(kind, operands, ["z"], domain=MICROSOFT)
+    inputs = [helper.make_tensor_value_info(name, T.INT8, x.shape) for name in "xy"]
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in scales.items()]
+    graph = helper.make_graph([node], "pairs", inputs, [helper.make_tensor_value_info("z", T.INT8, None)], constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    (high,) = _session(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)).run(None, {"x": x, "y": y})
-    return bool((abs(x.astype(int) * y - STEP * high.astype(int)) < numbers.size // 2).all())
+    session = _session(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
+    (z,) = session.run(None, {"x": x.astype(np.int8), "y": y.astype(np.int8)})
+    return x, y, np.asarray(z).astype(int)
 
 
 def _measured(shape: Shape) -> Measured:

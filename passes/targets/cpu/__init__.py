@@ -14,10 +14,12 @@ from wageubn_onnx.passes.targets.cpu.early import early_quantizers
 from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
+from wageubn_onnx.passes.targets.cpu.halves import halved_weights
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
 from wageubn_onnx.passes.targets.cpu.joint import joint_updates
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
+from wageubn_onnx.passes.targets.cpu.momentum import fused_momentum
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
@@ -35,7 +37,7 @@ class Machine(Protocol):
 
     @property
     def has_unsigned(self) -> bool:
-        """Whether unsigned integers have their arithmetic, and wrap; onnxruntime 1.20 lacks some."""
+        """Whether unsigned and short integers have their arithmetic, and wrap; onnxruntime 1.20 lacks some."""
 
     @property
     def fused_is_exact(self) -> bool:
@@ -57,6 +59,8 @@ def passes_for(machine: Machine) -> dict[str, ModelPass]:
         "affine-maps": (machine.fused_is_exact, affine_maps),
         "normalized-maps": (machine.fused_is_exact, normalized_maps),
         "stepwise-roots": (True, stepwise_roots),
+        "halved-weights": (machine.has_unsigned, halved_weights),
+        "fused-momentum": (machine.fused_is_exact, fused_momentum),
         "static-shifts": (True, static_shifts),
         "uint32-hashes": (machine.has_unsigned, uint32_hashes),
         "narrow-gradients": (machine.has_unsigned, narrow_gradients),

@@ -1,62 +1,91 @@
 """Weight gradients in int32 where weight decay leaves them that small, which a comparison of one exponent says at run time.
 
-The canonical step holds gradient plus decay in int64, since the exponent of the error may be anything. In training it never is
-so small that decay needs more than 32 bits; for the steps in which it is, the canonical nodes stay in the other branch of an If.
+The canonical step holds gradient plus decay in int64, since the exponent of the error may be anything. In training it hardly ever
+is so small that decay is shifted by less than 17; for the steps in which it is, the canonical nodes stay in the other branch of
+an If.
 """
 
 from __future__ import annotations
 
-import json
-
 import onnx
 
-from wageubn_onnx.graph import PREFIX
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
 from wageubn_onnx.quantizers import tables
 from wageubn_onnx.quantizers.text import function
 
 LIMIT = 1_500_000_000  # |gradient + decay|: below 2^30.5, so that its range is at most 2^30 and no sum below passes 2^31
-DEEPEST = 50  # a longer shift of a decay below 2^50 gives 0, as this one does
+LEAST = 17  # the shortest shift of a decay
+DEEPEST = 45  # a longer shift of a decay gives 0, as this one does
+LARGEST = 2**15  # factors of a decay are below
 
 _THRESHOLDS = [t for t in tables.WIDE_THRESHOLDS if t < 2**31]
+# w * factor / 2^shift is half an odd number where w is: with shift = 16 + steps, where low is 0 and the upper half, signed, is
+# 2^(steps-1) times an odd number. Times 2^(7-steps), in 8 bits, that is 64 or 192, of which one is rounded up.
+_TIES = [0] + [2 ** (7 - steps) for steps in range(1, 8)] + [0] * (DEEPEST - 16 - 7)
+
+
+def _table(values: list[int]) -> str:
+    return ", ".join(map(str, values))
+
 
 NARROW = function(
-    "ConstantQuantizeNarrow", ("factor",), "(w, dw, shift, dr, random) => (q)",
-    # w, dw, random int32; Sr(dr * x/R), |q| < dr, of x = dw + round(w * factor / 2^shift), 1 <= shift, |x| <= LIMIT.
+    "ConstantQuantizeNarrow", ("factor", "residue"), "(high, low, dw, shift, dr, random) => (q)",
+    # dw, random int32; Sr(dr * x/R), |q| < dr, of x = dw + round(w * factor / 2^shift), 17 <= shift, |x| <= LIMIT, w by its
+    # halves, factor odd. The decay is floor((high * factor + floor((low * factor + 2^16-1) / 2^16) + 2^(shift-17) - 1) /
+    # 2^(shift-16)), which rounds ties down; low is 1 more where a tie is to go up.
     # With fine = ceil(|x| / 2^(s-16)), the size in 1/2^16 of a unit, q = floor((fine + 2^16-1 - random) / 2^16); the two
     # divisions by powers of two are one.
     f"""
-    factor = Constant <value_int: int = @factor> ()
+    factor64 = Constant <value_int: int = @factor> ()
+    factor = Cast <to: int = 6> (factor64)
+    residue64 = Constant <value_int: int = @residue> ()
+    residue = Cast <to: int = 2> (residue64)
     deepest = Constant <value: tensor = int32 {{{DEEPEST}}}> ()
-    bias64 = Constant <value: tensor = int64 {{{2**52}}}> ()
-    one64 = Constant <value: tensor = uint64 {{1}}> ()
+    lift = Constant <value: tensor = int32 {{{2**29}}}> ()
     zero = Constant <value: tensor = int32 {{0}}> ()
     one = Constant <value: tensor = int32 {{1}}> ()
     sixteen = Constant <value: tensor = int32 {{16}}> ()
     unit = Constant <value: tensor = int32 {{65536}}> ()
-    powers = Constant <value: tensor = int32[{len(tables.POWERS)}] {{{", ".join(map(str, tables.POWERS))}}}> ()
-    limits = Constant <value: tensor = int32[{len(_THRESHOLDS)}] {{{", ".join(map(str, _THRESHOLDS))}}}> ()
+    nearly = Constant <value: tensor = int32 {{65535}}> ()
+    middle = Constant <value: tensor = int32 {{128}}> ()
+    flip = Constant <value: tensor = uint8 {{128}}> ()
+    none = Constant <value: tensor = uint16 {{0}}> ()
+    two = Constant <value: tensor = int8 {{2}}> ()
+    plus = Constant <value: tensor = int8 {{1}}> ()
+    powers = Constant <value: tensor = int32[{len(tables.POWERS)}] {{{_table(tables.POWERS)}}}> ()
+    ties = Constant <value: tensor = uint8[{len(_TIES)}] {{{_table(_TIES)}}}> ()
+    limits = Constant <value: tensor = int32[{len(_THRESHOLDS)}] {{{_table(_THRESHOLDS)}}}> ()
     ranges = Constant <value: tensor = int32[7] {{2, 4, 8, 16, 32, 64, 128}}> ()
-    w64 = Cast <to: int = 7> (w)
-    product = Mul (w64, factor)
-    lifted64 = Add (product, bias64)
-    lifted = Cast <to: int = 13> (lifted64)
     near = Min (shift, deepest)
-    amount = Cast <to: int = 13> (near)
-    before = Sub (amount, one64)
-    half = BitShift <direction: string = "LEFT"> (one64, before)
-    nearly = Sub (half, one64)
-    whole64 = BitShift <direction: string = "RIGHT"> (lifted, amount)
-    parity64 = BitwiseAnd (whole64, one64)
-    b64 = Add (lifted, nearly)
-    c64 = Add (b64, parity64)
-    r64 = BitShift <direction: string = "RIGHT"> (c64, amount)
-    biasu = Cast <to: int = 13> (bias64)
-    offsetu = BitShift <direction: string = "RIGHT"> (biasu, amount)
-    offset = Cast <to: int = 7> (offsetu)
-    rounded = Cast <to: int = 7> (r64)
-    decay64 = Sub (rounded, offset)
-    decay = Cast <to: int = 6> (decay64)
+    steps = Sub (near, sixteen)
+    fewer = Sub (steps, one)
+    decay_unit = Gather (powers, steps)
+    half = Gather (powers, fewer)
+    tie_factor = Gather (ties, steps)
+    signed_high = Add (high, flip)
+    scaled_high = Mul (signed_high, tie_factor)
+    is_residue = Equal (scaled_high, residue)
+    is_whole = Equal (low, none)
+    is_up = And (is_residue, is_whole)
+    up8 = Cast <to: int = 2> (is_up)
+    up16 = Cast <to: int = 4> (up8)
+    raised_low = Add (low, up16)
+    low32 = Cast <to: int = 6> (raised_low)
+    low_product = Mul (low32, factor)
+    low_raised = Add (low_product, nearly)
+    below = Div (low_raised, unit)
+    high32 = Cast <to: int = 6> (high)
+    high_product = Mul (high32, factor)
+    centre = Mul (factor, middle)
+    from_centre = Sub (lift, centre)
+    nearly_half = Sub (half, one)
+    base = Add (from_centre, nearly_half)
+    high_raised = Add (high_product, base)
+    sum = Add (high_raised, below)
+    lifted_decay = Div (sum, decay_unit)
+    offset = Div (lift, decay_unit)
+    decay = Sub (lifted_decay, offset)
     x = Add (dw, decay)
     size = Abs (x)
     greatest = ReduceMax <keepdims: int = 0> (size)
@@ -64,27 +93,32 @@ NARROW = function(
     ones = Cast <to: int = 6> (reached)
     log = ReduceSum <keepdims: int = 0> (ones)
     within = GreaterOrEqual (dr, ranges)
-    steps = Cast <to: int = 6> (within)
-    dr_log = ReduceSum <keepdims: int = 0> (steps)
+    bits = Cast <to: int = 6> (within)
+    dr_log = ReduceSum <keepdims: int = 0> (bits)
     s = Sub (log, dr_log)
     fine_shift = Sub (s, sixteen)
     minus = Sub (zero, fine_shift)
     left = Max (minus, zero)
     right = Max (fine_shift, zero)
-    up = Gather (powers, left)
+    by = Gather (powers, left)
     fine_unit = Gather (powers, right)
     divisor = Mul (fine_unit, unit)
     most = Sub (divisor, one)
     chance = Mul (random, fine_unit)
-    scaled = Mul (size, up)
+    scaled = Mul (size, by)
     raised = Add (scaled, most)
     numerator = Sub (raised, chance)
     kept = Div (numerator, divisor)
+    kept8 = Cast <to: int = 2> (kept)
     limit = Sub (dr, one)
-    bounded = Min (kept, limit)
-    sign = Sign (x)
-    signed = Mul (bounded, sign)
-    q = Cast <to: int = 3> (signed)
+    limit8 = Cast <to: int = 2> (limit)
+    bounded = Min (kept8, limit8)
+    bounded8 = Cast <to: int = 3> (bounded)
+    is_negative = Less (x, zero)
+    negative = Cast <to: int = 3> (is_negative)
+    twice = Mul (negative, two)
+    sign = Sub (plus, twice)
+    q = Mul (bounded8, sign)
     """,
 )  # fmt: skip
 
@@ -92,17 +126,17 @@ NARROW = function(
 def narrow_gradients(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same gradients; where a sum of products may pass the limit by itself, the nodes stay as they are."""
     edit = Edit(model, "narrow-gradients")
-    ranges = json.loads(next((p.value for p in model.metadata_props if p.key == PREFIX + "ranges"), "{}"))
+    small = with_halves(model)
     found = False
     for node in model.graph.node:
         if node.op_type == "ConstantQuantizeStochastic":
-            found |= _narrowed(edit, node, ranges)
+            found |= _narrowed(edit, node, small)
     if found:
-        edit.functions([NARROW])
+        edit.functions([HIGH, LOW, NARROW])
     return edit.done()
 
 
-def _narrowed(edit: Edit, node: onnx.NodeProto, ranges: dict[str, list[int]]) -> bool:
+def _narrowed(edit: Edit, node: onnx.NodeProto, small: set[str]) -> bool:
     """Whether ``node`` quantizes int32 products plus the decay of a state, and is an If now."""
     total = edit.maker(node.input[0], "Add")
     wide = edit.maker(total.input[0], "Cast") if total is not None else None
@@ -115,16 +149,20 @@ def _narrowed(edit: Edit, node: onnx.NodeProto, ranges: dict[str, list[int]]) ->
     weight, factor = (edit.maker(name, "Cast") for name in scaled.input)
     bound = _products(edit, wide.input[0])
     times = edit.scalar(factor.input[0]) if factor is not None else None
-    if weight is None or times is None or bound is None or weight.input[0] not in ranges:
+    if weight is None or not times or bound is None or weight.input[0] not in small:
         return False
-    reach = max(map(abs, ranges[weight.input[0]])) * times
-    least = next((s for s in range(1, DEEPEST) if bound + (reach >> s) + 1 <= LIMIT), None)
-    if least is None or reach >= 2**DEEPEST:
+    twos = (times & -times).bit_length() - 1
+    odd = times >> twos
+    if not 0 < odd < LARGEST or bound + (REACH * odd >> LEAST) + 1 > LIMIT:
         return False
-    operands = [weight.input[0], wide.input[0], decay.input[1], *node.input[1:]]
+    shift = decay.input[1]
+    if twos:
+        shift = edit.before(node, "Sub", [shift, edit.put(twos, "int32")])
+    passed = {"factor": odd, "residue": 64 if odd % 4 == 3 else 192}
+    operands = [*halves(edit, node, weight.input[0]), wide.input[0], shift, *node.input[1:]]
     own = [n for n in (weight, scaled, wide) if len(edit.readers[n.output[0]]) == 1]  # of no use but to the canonical nodes
-    is_small = edit.before(node, "GreaterOrEqual", [decay.input[1], edit.put(least, "int32")])
-    edit.choose(node, is_small, ("wageubn.ConstantQuantizeNarrow", operands, {"factor": times}), [*own, decay, total, node])
+    is_small = edit.before(node, "GreaterOrEqual", [shift, edit.put(LEAST, "int32")])
+    edit.choose(node, is_small, (f"wageubn.{NARROW.name}", operands, passed), [*own, decay, total, node])
     return True
 
 
