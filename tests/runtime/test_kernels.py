@@ -63,12 +63,15 @@ def test_a_damaged_or_foreign_table_is_not_believed(content: str) -> None:
 
 
 def test_the_nearest_shape_decides_and_exactness_first() -> None:
-    measured = (Measured((16, 64, 56, 64, 3), 2.0, 0.5), Measured((16, 512, 7, 512, 1), 0.5, 2.0))
+    measured = (Measured((16, 64, 56, 64, 3), 2.0, 0.5, 0.8), Measured((16, 512, 7, 512, 1), 0.5, 2.0, 3.0))
     table = Kernels("here", True, True, True, measured)
     assert table.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
     assert not table.prefers_int8([16, 512, 14, 14], [512, 512, 1, 1])
     assert not table.prefers_fused([16, 64, 28, 28], [128, 64, 3, 3])
     assert table.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])
+    assert table.prefers_matrix([16, 512, 14, 14], [512, 512, 1, 1])
+    assert not table.prefers_matrix([16, 64, 28, 28], [128, 64, 3, 3])
     inexact = Kernels("here", True, False, False, measured)
     assert not inexact.prefers_int8([16, 64, 28, 28], [128, 64, 3, 3])
     assert not inexact.prefers_fused([16, 512, 14, 14], [512, 512, 1, 1])
+    assert not inexact.prefers_matrix([16, 512, 14, 14], [512, 512, 1, 1])

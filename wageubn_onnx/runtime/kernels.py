@@ -1,9 +1,9 @@
 """What this machine's kernels do best: a small table, measured once (`wageubn-onnx bench kernels`) or assumed.
 
 A convolution has several forms with the same integers. ConvInteger of uint8 by uint8 is exact on every machine; of int8 by uint8
-it is about twice as fast on an x86 with VNNI; and a QLinearConv of uint8 by int8 requantizes its sums, too, in the same kernel.
-Without VNNI onnxruntime adds pairs of products of the last two in saturating int16. So the table says whether they are exact
-here, and of some shapes how much faster they are.
+it is about twice as fast on an x86 with VNNI; and a QLinearConv, or a QLinearMatMul, of uint8 by int8 requantizes its sums, too,
+in the same kernel. Without VNNI onnxruntime adds pairs of products of the last ones in saturating int16. So the table says
+whether they are exact here, and of some shapes how much faster they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.fused import PRODUCT
+from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
+from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.moments import STEP
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, import_microsoft
+from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.files import write_text
 
@@ -41,7 +44,8 @@ Shape = tuple[int, int, int, int, int]  # images, input channels, rows and colum
 # Of ResNets, 224 and 32 pixels
 SHAPES: tuple[Shape, ...] = (
     (16, 3, 112, 64, 7), (16, 64, 56, 64, 3), (16, 128, 28, 128, 3), (16, 256, 14, 256, 3), (16, 512, 7, 512, 3),
-    (16, 64, 56, 256, 1), (16, 256, 14, 1024, 1), (16, 1024, 14, 256, 1), (16, 512, 7, 2048, 1), (16, 2048, 7, 512, 1),
+    (16, 64, 56, 256, 1), (16, 256, 56, 64, 1), (16, 128, 28, 512, 1), (16, 512, 28, 128, 1), (16, 256, 14, 1024, 1),
+    (16, 1024, 14, 256, 1), (16, 512, 7, 2048, 1), (16, 2048, 7, 512, 1),
     (128, 16, 32, 16, 3), (128, 64, 8, 64, 3), (1, 512, 7, 512, 3), (1, 256, 14, 1024, 1), (1, 16, 8, 16, 3),
 )  # fmt: skip
 ROUNDS = 7
@@ -51,21 +55,27 @@ REQUANTIZED = GRID["half_even"]
 @dataclass(frozen=True)
 class Measured:
     """A convolution's shape; the time of uint8 by uint8 over that of int8 by uint8; the time of the faster of them with the
-    requantization after it over that of the fused kernel, for maps whose channels are last."""
+    requantization after it over that of a QLinearConv, and of a QLinearMatMul, for maps whose channels are last."""
 
     shape: Shape
     speedup: float
     fused: float
+    matrix: float
 
 
 # Where nothing was measured: x86-64 with AVX512-VNNI, onnxruntime 1.31
 SHIPPED: tuple[Measured, ...] = (
-    Measured((16, 3, 112, 64, 7), 2.0, 2.5), Measured((16, 64, 56, 64, 3), 2.1, 1.9), Measured((16, 128, 28, 128, 3), 2.0, 1.8),
-    Measured((16, 256, 14, 256, 3), 2.2, 1.5), Measured((16, 512, 7, 512, 3), 2.1, 1.0), Measured((16, 64, 56, 256, 1), 1.8, 4.5),
-    Measured((16, 256, 14, 1024, 1), 2.3, 2.9), Measured((16, 1024, 14, 256, 1), 2.2, 1.4),
-    Measured((16, 512, 7, 2048, 1), 2.3, 1.03), Measured((16, 2048, 7, 512, 1), 2.3, 0.9),
-    Measured((128, 16, 32, 16, 3), 1.3, 2.2), Measured((128, 64, 8, 64, 3), 1.5, 3.1), Measured((1, 512, 7, 512, 3), 2.0, 0.5),
-    Measured((1, 256, 14, 1024, 1), 2.0, 1.6), Measured((1, 16, 8, 16, 3), 1.1, 1.7),
+    Measured((16, 3, 112, 64, 7), 1.9, 2.6, 0.82), Measured((16, 64, 56, 64, 3), 2.1, 2.1, 0.88),
+    Measured((16, 128, 28, 128, 3), 2.2, 1.7, 0.86), Measured((16, 256, 14, 256, 3), 2.2, 1.3, 1.24),
+    Measured((16, 512, 7, 512, 3), 2.2, 0.98, 1.5), Measured((16, 64, 56, 256, 1), 1.9, 4.4, 3.8),
+    Measured((16, 256, 56, 64, 1), 2.1, 2.9, 2.3),
+    Measured((16, 128, 28, 512, 1), 2.2, 3.5, 2.7),
+    Measured((16, 512, 28, 128, 1), 2.2, 2.0, 1.5),
+    Measured((16, 256, 14, 1024, 1), 2.3, 2.6, 2.6), Measured((16, 1024, 14, 256, 1), 2.3, 1.4, 1.7),
+    Measured((16, 512, 7, 2048, 1), 2.4, 1.12, 2.3), Measured((16, 2048, 7, 512, 1), 2.3, 0.81, 1.7),
+    Measured((128, 16, 32, 16, 3), 1.4, 2.5, 1.07), Measured((128, 64, 8, 64, 3), 1.5, 2.5, 1.8),
+    Measured((1, 512, 7, 512, 3), 2.1, 0.48, 0.82), Measured((1, 256, 14, 1024, 1), 2.3, 1.8, 2.5),
+    Measured((1, 16, 8, 16, 3), 1.1, 2.6, 1.5),
 )  # fmt: skip
 
 
@@ -88,6 +98,11 @@ class Kernels:
     def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether product and requantization should be one QLinearConv."""
         return self.fused_is_exact and self._nearest(image, kernel).fused > 1.0
+
+    def prefers_matrix(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
+        """Whether they should be one QLinearMatMul; of maps as large as what the convolution gives."""
+        nearest = self._nearest(image, kernel)
+        return self.fused_is_exact and nearest.matrix > max(1.0, nearest.fused)
 
     def _nearest(self, image: Sequence[int], kernel: Sequence[int]) -> Measured:
         wanted = (image[0], image[1], image[2], kernel[0], kernel[2])
@@ -115,7 +130,9 @@ def kernels() -> Kernels:
     """The table of this machine: the measured one, else the shipped one; the kernels are asked whether they are exact."""
     try:
         found = json.loads(cache_file().read_text())
-        measured = tuple(Measured(tuple(m["shape"]), float(m["speedup"]), float(m["fused"])) for m in found["measured"])
+        measured = tuple(
+            Measured(tuple(m["shape"]), *(float(m[key]) for key in ("speedup", "fused", "matrix"))) for m in found["measured"]
+        )
         unsigned, int8, fused = (bool(found[key]) for key in ("has_unsigned", "int8_is_exact", "fused_is_exact"))
         table = Kernels(found["machine"], unsigned, int8, fused, measured)
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,18 +193,22 @@ def int8_is_exact() -> bool:
 
 
 def fused_is_exact() -> bool:
-    """The same of a QLinearConv of uint8 by int8 and of a depthwise one, whose shifts bring the greatest sums to 8 bits, for maps
-    whose channels are last; whether QLinearMul gives products of int8 to the nearest step, and QLinearAdd their rounded sums."""
+    """The same of a QLinearConv of uint8 by int8, of a depthwise one and of a QLinearMatMul, whose shifts bring the greatest sums
+    to 8 bits, for maps whose channels are last; whether QLinearMul gives products of int8 to the nearest step, and QLinearAdd
+    their rounded sums."""
     signs = np.where(np.arange(64) % 4 < 2, 127, -127)
     images = np.broadcast_to((signs + 128).astype(np.uint8)[None, :, None, None], (1, 64, 4, 4)).copy()
     dense = np.broadcast_to(signs.astype(np.int8)[None, :, None, None], (64, 64, 3, 3)).copy()
     depthwise = np.broadcast_to(signs.astype(np.int8)[:, None, None, None], (64, 1, 3, 3)).copy()
     if not _products_are_near() or not _sums_are_exact():
         return False
-    return all(
-        bool((_probe(images, kernel, shift, last=True)() == round(9 * kernel.shape[1] * 127 * 127 / 2**shift)).all())
-        for kernel, shift in ((dense, 17), (depthwise, 11))
+    expected = {shift: round(9 * channels * 127 * 127 / 2**shift) for channels, shift in ((64, 17), (1, 11))}
+    runs = (
+        (_probe(images, dense, 17, last=True), 17),
+        (_probe(images, depthwise, 11, last=True), 11),
+        (_matrix(images, dense, 17), 17),
     )
+    return all(bool((run() == expected[shift]).all()) for run, shift in runs)
 
 
 def _products_are_near() -> bool:
@@ -223,19 +244,27 @@ def _measured(shape: Shape) -> Measured:
     random = np.random.default_rng(0)
     images, kernel = random.integers(0, 128, (n, i, size, size)), random.integers(0, 256, (o, i, k, k)).astype(np.uint8)
     unsigned, signed = images.astype(np.uint8), images.astype(np.int8)
-    forms = [(x, kernel, shift) for shift in (None, 10) for x in (unsigned, signed)]
-    forms.append((unsigned, (kernel.astype(int) - 128).astype(np.int8), 10))
+    signed_kernel = (kernel.astype(int) - 128).astype(np.int8)
+    makers: list[Callable[[], Callable[[], Array]]] = [
+        partial(_probe, unsigned, kernel),
+        partial(_probe, signed, kernel),
+        partial(_probe, unsigned, kernel, 10, last=True),
+        partial(_probe, signed, kernel, 10, last=True),
+        partial(_probe, unsigned, signed_kernel, 10, last=True),
+        partial(_matrix, unsigned, signed_kernel, 10),
+    ]
     runs = {}
-    for at, form in enumerate(forms):
+    for at, make in enumerate(makers):
         with suppress(ort_errors.NotImplemented):  # which counts as endless
-            runs[at] = _probe(*form, last=at >= 2)
-    best = [math.inf] * len(forms)
+            runs[at] = make()
+    best = [math.inf] * len(makers)
     for _ in range(ROUNDS):
         for at, run in runs.items():
             start = time.perf_counter()
             run()
             best[at] = min(best[at], time.perf_counter() - start)
-    return Measured(shape, round(best[0] / best[1], 3), round(min(best[2:4]) / best[4], 3))
+    plain = min(best[2:4])
+    return Measured(shape, round(best[0] / best[1], 3), round(plain / best[4], 3), round(plain / best[5], 3))
 
 
 def _probe(x: Array, w: Array, shift: int | None = None, last: bool = False) -> Callable[[], Array]:
@@ -287,8 +316,35 @@ def _probe(x: Array, w: Array, shift: int | None = None, last: bool = False) -> 
     return lambda: np.asarray(session.run(None, {"x": x, "w": w})[0])
 
 
+def _matrix(x: Array, w: Array, shift: int) -> Callable[[], Array]:
+    """The last form of `_probe` as a QLinearMatMul, made by the passes that make it of a step."""
+    size, zero = w.shape[2], 128 if x.max() > 128 else 0
+    pad = size // 2 if size < x.shape[2] - 1 else 0
+    n, i, rows, columns = x.shape
+    out = [n, rows + 2 * pad - size + 1, columns + 2 * pad - size + 1, len(w)]
+    text = f"""<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]>
+        probe (uint8[{n}, {rows}, {columns}, {i}] x, int8[{len(w)}, {i}, {size}, {size}] w)
+            => (int8[{", ".join(map(str, out))}] y)
+            <uint8 x_zero = {{{zero}}}, uint8 w_zero = {{128}}, int32 shift = {{{shift}}}> {{
+            [a] image = Transpose <perm: ints = [0, 3, 1, 2]> (x)
+            [b] bits = Cast <to: int = {T.UINT8}> (w)
+            [c] kernel = BitwiseXor (bits, w_zero)
+            [d] m = ConvInteger <kernel_shape: ints = [{size}, {size}], pads: ints = {[pad] * 4}, strides: ints = [1, 1],
+                dilations: ints = [1, 1], group: int = 1> (image, kernel, x_zero, w_zero)
+            [e] q = {DOMAIN}.{REQUANTIZED.name} <least: int = -127, greatest: int = 127, to: int = {T.INT8}> (m, shift)
+            [f] y = Transpose <perm: ints = [0, 2, 3, 1]> (q)
+        }}"""
+    model = onnx.parser.parse_model(text)
+    model.functions.extend([REQUANTIZED, ROUND_SHIFT["half_even"]])
+    fused = fused_products(onnx.shape_inference.infer_shapes(model), lambda *shapes: False, lambda *shapes: True)
+    session = _session(channels_last(tidy(inline(fused))))
+    image = x.transpose(0, 2, 3, 1).copy()
+    return lambda: np.asarray(session.run(None, {"x": image, "w": w})[0])
+
+
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns of constants that a form does not read
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as steps run
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

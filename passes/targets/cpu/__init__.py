@@ -46,6 +46,9 @@ class Machine(Protocol):
     def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether product and requantization should be one QLinearConv."""
 
+    def prefers_matrix(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
+        """Whether they should be one QLinearMatMul; of maps as large as what the convolution gives."""
+
     def prefers_int8(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether a ConvInteger should take its images in int8."""
 
@@ -55,7 +58,10 @@ def passes_for(machine: Machine) -> dict[str, ModelPass]:
     passes: dict[str, tuple[bool, ModelPass]] = {
         "joint-updates": (True, joint_updates),
         "early-quantizers": (True, early_quantizers),
-        "fused-products": (machine.fused_is_exact, lambda step: fused_products(step, machine.prefers_fused)),
+        "fused-products": (
+            machine.fused_is_exact,
+            lambda step: fused_products(step, machine.prefers_fused, machine.prefers_matrix),
+        ),
         "affine-maps": (machine.fused_is_exact, affine_maps),
         "normalized-maps": (machine.fused_is_exact, normalized_maps),
         "stepwise-roots": (True, stepwise_roots),

@@ -1,6 +1,6 @@
-"""Product and requantization in one kernel: a convolution whose sums become 8 bits is a QLinearConv.
+"""Product and requantization in one kernel: a convolution whose sums become 8 bits is a QLinearConv, or a QLinearMatMul.
 
-Its kernel shares the work among threads, where that of ConvInteger gathers columns on one.
+They share the work among threads, where the kernel of ConvInteger gathers columns on one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.cpu.matrix import MATRIX, factor, windows
 from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
+WINDOW = ("pads", "strides", "dilations", "kernel_shape", "group")
 
 # q = round((x - zero) * w * scale) for each output channel, half to even, in least..greatest; x uint8 [N, I, H, W], w int8
 # [O, I/G, KH, KW], scale float32 [1] or [O], powers of two
@@ -37,27 +39,33 @@ PRODUCT = function(
 )  # fmt: skip
 
 
-def fused_products(model: onnx.ModelProto, prefers_fused: Preference) -> onnx.ModelProto:
+def fused_products(model: onnx.ModelProto, prefers_fused: Preference, prefers_matrix: Preference) -> onnx.ModelProto:
     """The same mantissas. Where sums may pass 2^24 and shifts are found at run time, an If keeps the canonical nodes for shifts
     beyond 17.
 
-    prefers_fused: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether that is exact and faster.
+    prefers_fused, prefers_matrix: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether the first or the
+    second form is exact and the fastest.
     """
     edit = Edit(model, "fused-products")
-    edit.functions([PRODUCT])
+    edit.functions([PRODUCT, MATRIX])
     for node in model.graph.node:
         if node.op_type in ("GridQuantize", "DirectQuantize") and attributes(node)["to"] == T.INT8:
             product = edit.maker(node.input[0], "ConvInteger")
             if product is not None and len(edit.readers[product.output[0]]) == 1:
-                _fuse(edit, node, product, prefers_fused)
+                _fuse(edit, node, product, prefers_fused, prefers_matrix)
     return edit.done()
 
 
-def _fuse(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_fused: Preference) -> None:
-    kernel = before_the_flip(edit, product.input[1])
-    image_shape, shape = edit.shape(product.input[0]), edit.shape(product.input[1])
+def _fuse(
+    edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_fused: Preference, prefers_matrix: Preference
+) -> None:
+    kernel, described = before_the_flip(edit, product.input[1]), attributes(product)
+    image_shape, shape, out = (edit.shape(name) for name in (*product.input[:2], product.output[0]))
     zero = edit.scalar(product.input[2])
-    if kernel is None or zero not in (0, 128) or edit.scalar(product.input[3]) != 128 or not prefers_fused(image_shape, shape):
+    as_matrix = described["group"] == 1 and prefers_matrix([*image_shape[:2], *out[2:]], shape)
+    if kernel is None or zero not in (0, 128) or edit.scalar(product.input[3]) != 128:
+        return
+    if not (as_matrix or prefers_fused(image_shape, shape)):
         return
     image = 128 if zero == 128 else edit.bound(product.input[0]) or 255
     bound = math.prod(shape[1:]) * image * (edit.bound(kernel) or 128)
@@ -67,12 +75,17 @@ def _fuse(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_fus
     if known is not None and not always:
         return
     limits = [edit.put(passed[key] + 128, np.uint8) for key in ("least", "greatest")]
-    operands = [product.input[0], product.input[2], kernel, scale(edit, node, shift), *limits]
-    described = attributes(product)
-    described = {key: described[key] for key in ("pads", "strides", "dilations", "kernel_shape", "group")}
+    if as_matrix:
+        right, is_reversed = factor(edit, product, kernel)
+        operands = [windows(edit, product, is_reversed), product.input[2], right]
+        kind, described = MATRIX.name, {"shape": [out[0], *out[2:], out[1]]}
+    else:
+        operands = [product.input[0], product.input[2], kernel]
+        kind, described = PRODUCT.name, {key: described[key] for key in WINDOW}
+    operands += [scale(edit, node, shift), *limits]
     if always:
-        edit.replace(node, "wageubn.ProductQuantize", operands, **described)
+        edit.replace(node, f"wageubn.{kind}", operands, **described)
         return
     longest = edit.before(node, "ReduceMax", [shift], keepdims=0)
     is_exact = edit.before(node, "LessOrEqual", [longest, edit.put(DEEPEST, np.int32)])
-    edit.choose(node, is_exact, ("wageubn.ProductQuantize", operands, described), [product, node])
+    edit.choose(node, is_exact, (f"wageubn.{kind}", operands, described), [product, node])

@@ -131,7 +131,7 @@ class _Layout:
         """Put the nodes in their new forms, in their order."""
         for node in list(self.graph.node):
             rule = RULES.get(node.op_type)
-            follows = node.op_type == "QLinearConv" or any(name in self.turned for name in node.input)
+            follows = node.op_type == "QLinearConv" or any(name in self.turned for name in node.input) or _turns_back(node)
             if rule is not None and follows and rule(self, node):
                 continue
             kept = _copy(node, [self.second(name) for name in node.input], node.output)
@@ -241,8 +241,17 @@ def _pad(layout: _Layout, node: onnx.NodeProto) -> bool:
     return layout.turn(node, [layout.lasting(node.input[0]), moved, *node.input[2:]])
 
 
+def _turns_back(node: onnx.NodeProto) -> bool:
+    """Whether ``node`` puts channels that are last second: then its input is the map wanted."""
+    return node.op_type == "Transpose" and list(attributes(node)["perm"]) == [0, 3, 1, 2]
+
+
 def _transpose(layout: _Layout, node: onnx.NodeProto) -> bool:
     """It gives what it gave, from another order; nothing at all where that is the order wanted."""
+    if node.input[0] not in layout.turned and _turns_back(node):
+        layout.last[node.output[0]] = layout.second(node.input[0])
+        layout.turned.add(node.output[0])
+        return True
     perm = [_axis(axis, len(layout.shape(node.input[0]))) for axis in attributes(node)["perm"]]
     source = layout.lasting(node.input[0])
     if perm == sorted(perm) and node.output[0] not in {v.name for v in layout.graph.output}:

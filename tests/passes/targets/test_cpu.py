@@ -42,6 +42,9 @@ class Able:
     def prefers_fused(self, image: object, kernel: object) -> bool:
         return True
 
+    def prefers_matrix(self, image: list[int], kernel: list[int]) -> bool:
+        return kernel[0] != kernel[1]  # so that both forms are there
+
     def prefers_int8(self, image: object, kernel: object) -> bool:
         return True
 
@@ -139,7 +142,8 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
         )
         assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(lean_moments(step, by_steps=False)))
         assert "QLinearMul" in ops(lean_moments(step, by_steps=True))
-        assert ops(fused_products(early_quantizers(step), Able().prefers_fused)).count("ProductQuantize") > 10
+        fused = ops(fused_products(early_quantizers(step), Able().prefers_fused, Able().prefers_matrix))
+        assert fused.count("ProductQuantize") > 4 and fused.count("MatrixQuantize") > 4
         affine = ops(affine_maps(step))
         assert affine.count("AffineQuantize") > 15 and affine.count("Greater") < ops(step).count("Greater")
         assert ops(normalized_maps(step)).count("AffineQuantize") == ops(step).count("DirectQuantizeRootHalfUp")

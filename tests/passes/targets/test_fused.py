@@ -15,6 +15,7 @@ from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.normalized import LARGEST, LIFT, WEIGHT, reciprocals
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, FARTHEST, LEFT, POWERS
+from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers import reference
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned
@@ -26,6 +27,10 @@ CHANNELS = 1200  # 1200 * 127 * 127 = 2^24.2
 
 def always(image: object, kernel: object) -> bool:
     return True
+
+
+def never(image: object, kernel: object) -> bool:
+    return False
 
 
 def product(x: Array, w: Array) -> onnx.ModelProto:
@@ -62,8 +67,9 @@ def run(model: onnx.ModelProto, **feeds: Array) -> Array:
 
 
 @pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="this machine or release has no exact fused kernel")
+@pytest.mark.parametrize("as_matrix", [False, True])
 @pytest.mark.parametrize("channels", [20, CHANNELS])
-def test_a_fused_product_near_every_tie(channels: int) -> None:
+def test_a_fused_product_near_every_tie(channels: int, as_matrix: bool) -> None:
     """Sums one above, at and one below odd halves, for every shift that the fused form may get, and beyond."""
     assert CHANNELS * 127 * 127 >= 2**24
     random = np.random.default_rng(0)
@@ -72,7 +78,9 @@ def test_a_fused_product_near_every_tie(channels: int) -> None:
     x = np.sign(w[0, :, 0, 0].astype(int))[None, :, None, None] * random.integers(100, 128, (2, channels, 8, 8))
     x = x.astype(np.int8)
     plain = product(x, w)
-    fused = fused_products(plain, always)
+    fused = fused_products(plain, never if as_matrix else always, always if as_matrix else never)
+    inner = [n for node in fused.graph.node for a in node.attribute if a.HasField("g") for n in a.g.node]
+    assert ("MatrixQuantize" if as_matrix else "ProductQuantize") in {n.op_type for n in [*fused.graph.node, *inner]}
     assert [n.op_type for n in fused.graph.node].count("If") == (channels == CHANNELS)
     sums = np.einsum("nihw,oi->nohw", x.astype(int), w[:, :, 0, 0].astype(int))
     assert channels < CHANNELS or abs(sums).max() > 2**23.9
@@ -88,6 +96,55 @@ def test_a_fused_product_near_every_tie(channels: int) -> None:
         )
         for model in (plain, fused):
             np.testing.assert_array_equal(run(model, x=x, w=w, shift=shifts), expected, err_msg=f"shift {shift}")
+
+
+WINDOWS = {
+    "one element": {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0], "strides": [1, 1], "dilations": [1, 1]},
+    "one element with strides": {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0], "strides": [2, 2], "dilations": [1, 1]},
+    "as ResNets have them": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1]},
+    "with strides": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2], "dilations": [1, 1]},
+    "uneven": {"kernel_shape": [2, 3], "pads": [0, 2, 1, 0], "strides": [1, 3], "dilations": [2, 1]},
+}
+
+
+@pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="this machine or release has no exact fused kernel")
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("kernel", ["as it is", "turned", "swapped"])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_as_rows_of_a_matrix(name: str, kernel: str, is_signed: bool) -> None:
+    """Every window, of kernels as they are and as the error of the input has them, of maps with and without a zero point."""
+    window = WINDOWS[name]
+    size = window["kernel_shape"]
+    lines = {
+        "as it is": "v = Identity (w)",
+        "turned": """r = Slice (w, starts, ends, axes, back) v = Transpose <perm: ints = [1, 0, 2, 3]> (r)""",
+        "swapped": "v = Transpose <perm: ints = [1, 0, 2, 3]> (w)",
+    }
+    shape = [5, 6, *size] if kernel == "as it is" else [6, 5, *size]
+    attributes = ", ".join(f"{key}: ints = {value}" for key, value in window.items())
+    text = f"""<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]>
+        one (uint8[2, 6, 7, 8] x, int8{shape} w) => (int8[2, 5, a, b] q)
+            <uint8 zero = {{{128 if is_signed else 0}}}, uint8 flip = {{128}}, int32 shift = {{10}}, int64[2] starts = {{-1, -1}},
+             int64[2] ends = {{-99, -99}}, int64[2] axes = {{2, 3}}, int64[2] back = {{-1, -1}}> {{
+            {lines[kernel]}
+            bits = Cast <to: int = {T.UINT8}> (v)
+            k = BitwiseXor (bits, flip)
+            m = ConvInteger <group: int = 1, {attributes}> (x, k, zero, flip)
+            q = {DOMAIN}.GridQuantize <least: int = -127, greatest: int = 127, to: int = {T.INT8}> (m, shift)
+        }}"""
+    plain = onnx.parser.parse_model(text)
+    plain.functions.extend([GRID["half_even"], ROUND_SHIFT["half_even"]])
+    for node in plain.graph.node:
+        node.name = node.output[0]
+    fused = fused_products(onnx.shape_inference.infer_shapes(plain), never, always)
+    assert [n.op_type for n in fused.graph.node].count("MatrixQuantize") == 1
+    random = np.random.default_rng(0)
+    feeds = {"x": random.integers(0, 256, (2, 6, 7, 8)).astype(np.uint8), "w": random.integers(-127, 128, shape).astype(np.int8)}
+    expected = run(plain, **feeds)
+    np.testing.assert_array_equal(run(fused, **feeds), expected)
+    assert len(np.unique(expected)) > 20
+    if kernel == "turned" and size != [1, 1]:  # then nothing is: its taps are taken in their reverse order
+        assert "Slice" not in [n.op_type for n in tidy(inline(fused)).graph.node if n.input[0] == "w"]
 
 
 def test_powers_are_all_there() -> None:

@@ -1,0 +1,100 @@
+"""A convolution as one product of matrices: what its windows see, by its kernel.
+
+A QLinearConv puts a kernel that is found at run time into another order, element by element, on one thread; a QLinearMatMul takes
+it as it is. It pays where kernels are larger than maps, as at the end of a ResNet and at small batches. For the error of the
+input the kernel is turned around; its taps in their reverse order are the same, so that nothing is turned.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.text import function
+
+T = onnx.TensorProto
+
+# q = round((a - zero) b * scale), half to even, in least..greatest, as maps int8 [N, O, OH, OW] of shape [N, OH, OW, O]; a uint8
+# [N * OH * OW, K], b int8 [K, O], scale float32 [1] or [O], powers of two; bottom and top are the limits + 128
+MATRIX = function(
+    "MatrixQuantize", ("shape",), "(a, zero, b, scale, bottom, top) => (q)",
+    """
+    one = Constant <value: tensor = float {1.0}> ()
+    none = Constant <value: tensor = int8 {0}> ()
+    flip = Constant <value: tensor = uint8 {128}> ()
+    shape = Constant <value_ints: ints = @shape> ()
+    y = QLinearMatMul (a, one, zero, b, scale, none, one, flip)
+    maps = Reshape (y, shape)
+    raised = Max (maps, bottom)
+    bounded = Min (raised, top)
+    turned = BitwiseXor (bounded, flip)
+    last = Cast <to: int = 3> (turned)
+    q = Transpose <perm: ints = [0, 3, 1, 2]> (last)
+    """,
+)  # fmt: skip
+
+
+def windows(edit: Edit, product: onnx.NodeProto, is_reversed: bool) -> str:
+    """What the windows of a ConvInteger see: uint8 [N * OH * OW, taps * I], the taps in their order or the reverse."""
+    image, described = product.input[0], attributes(product)
+    (n, i, *_), (_, _, *out) = edit.shape(image), edit.shape(product.output[0])
+    kernel, strides, dilations, pads = (described[key] for key in ("kernel_shape", "strides", "dilations", "pads"))
+    if any(pads):
+        ends = edit.put([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+        image = _typed(edit, edit.before(product, "Pad", [image, ends, product.input[2]]), [n, i, *_padded(edit, product, pads)])
+    seen = []
+    for tap in np.ndindex(*kernel):
+        start = np.multiply(tap, dilations)
+        stop = start + np.multiply(np.subtract(out, 1), strides) + 1
+        if start.any() or list(stop) != edit.shape(image)[2:] or max(strides) > 1:
+            bounds = [edit.put(v, np.int64) for v in (start, stop, (2, 3), strides)]
+            seen.append(_typed(edit, edit.before(product, "Slice", [image, *bounds]), [n, i, *out]))
+        else:
+            seen.append(image)
+    if is_reversed:
+        seen.reverse()
+    gathered = edit.before(product, "Concat", seen, axis=1) if len(seen) > 1 else seen[0]
+    last = edit.before(product, "Transpose", [gathered], perm=[0, 2, 3, 1])
+    return edit.before(product, "Reshape", [last, edit.put([n * math.prod(out), len(seen) * i], np.int64)])
+
+
+def _padded(edit: Edit, product: onnx.NodeProto, pads: list[int]) -> list[int]:
+    return [size + pads[a] + pads[2 + a] for a, size in enumerate(edit.shape(product.input[0])[2:])]
+
+
+def _typed(edit: Edit, name: str, shape: list[int]) -> str:
+    return edit.declare(name, T.UINT8, shape)
+
+
+def factor(edit: Edit, anchor: onnx.NodeProto, kernel: str) -> tuple[str, bool]:
+    """A kernel int8 [O, I, KH, KW] as a matrix [taps * I, O], and whether its taps are in their reverse order."""
+    o, i, *size = edit.shape(kernel)
+    taps = math.prod(size)
+    swapped = edit.maker(kernel, "Transpose")
+    if swapped is not None and attributes(swapped)["perm"] == [1, 0, 2, 3]:  # of the error of the input
+        source = swapped.input[0]
+        turned = edit.maker(source, "Slice")
+        if taps == 1 or turned is not None and _reverses(edit, turned):
+            by_tap = _by_tap(edit, anchor, turned.input[0] if turned is not None and taps > 1 else source, (i, o, taps))
+            return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), taps > 1
+    by_tap = _by_tap(edit, anchor, kernel, (o, i, taps))
+    by_tap = edit.before(anchor, "Transpose", [by_tap], perm=[0, 2, 1])
+    return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), False
+
+
+def _reverses(edit: Edit, node: onnx.NodeProto) -> bool:
+    """Whether a Slice reverses rows and columns."""
+    axes, steps = (edit.constant(name) for name in node.input[3:5])
+    return axes is not None and steps is not None and axes.tolist() == [2, 3] and steps.tolist() == [-1, -1]
+
+
+def _by_tap(edit: Edit, anchor: onnx.NodeProto, kernel: str, shape: tuple[int, int, int]) -> str:
+    """[A, B, KH, KW] -> [taps, A, B]."""
+    a, b, taps = shape
+    flat = edit.before(anchor, "Reshape", [kernel, edit.put([a * b, taps], np.int64)])
+    flat = flat if taps == 1 else edit.before(anchor, "Transpose", [flat], perm=[1, 0])
+    return edit.before(anchor, "Reshape", [flat, edit.put([taps, a, b], np.int64)])
