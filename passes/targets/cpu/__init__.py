@@ -9,6 +9,7 @@ import onnx
 
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.affine import affine_maps
+from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
 from wageubn_onnx.passes.targets.cpu.columns import flat_columns
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
 from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
@@ -84,6 +85,7 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
     passes: dict[str, tuple[bool, ModelPass]] = {
         "channels-last": (machine.fused_is_exact, channels_last),
         "flat-tensors": (True, flat_tensors),
+        "lazy-branches": (True, lazy_branches),
         "flips-by-addition": (machine.has_unsigned, flips_by_addition),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}

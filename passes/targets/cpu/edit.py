@@ -137,34 +137,25 @@ class Edit:
         """Take ``node`` away, which nothing reads any more."""
         self._dropped.add(node.name)
 
-    def choose(
-        self,
-        anchor: onnx.NodeProto,
-        condition: str,
-        call: tuple[str, Sequence[str], dict[str, Any]],
-        otherwise: Sequence[onnx.NodeProto],
-    ) -> None:
-        """Put an If in the place of ``anchor``: ``call`` (kind, inputs, attributes) where ``condition`` holds, else the nodes
-        ``otherwise``, which go into the branch; ``anchor`` is the last of them."""
+    def choose(self, anchor: onnx.NodeProto, condition: str, kind: str, inputs: Sequence[str], **attrs: Any) -> None:
+        """Put an If in the place of ``anchor``: a node as `before` makes it where ``condition`` holds, else ``anchor``.
+
+        What only ``anchor`` needs is left where it is: `lazy-branches` moves it into the branch.
+        """
         output = anchor.output[0]
-        kind, inputs, attrs = call
         domain, _, op = kind.rpartition(".")
-        then = [helper.make_node(op, list(inputs), [f"{output}/then"], f"{anchor.name}/then", domain=domain, **attrs)]
-        renamed = {name: f"{name}/else" for node in otherwise for name in node.output}
-        other = [onnx.NodeProto.FromString(node.SerializeToString()) for node in otherwise]
-        for node in other:
-            node.name += "/else"
-            node.input[:] = [renamed.get(name, name) for name in node.input]
-            node.output[:] = [renamed[name] for name in node.output]
-        then[0].metadata_props.extend(anchor.metadata_props)
+        then = helper.make_node(op, list(inputs), [f"{output}/then"], f"{anchor.name}/then", domain=domain, **attrs)
+        then.metadata_props.extend(anchor.metadata_props)
+        other = onnx.NodeProto.FromString(anchor.SerializeToString())
+        other.name += "/else"
+        other.output[0] = f"{output}/else"
         branches = [
             helper.make_graph(
-                nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], self.dtype(output), self.shape(output))]
+                [node], name, [], [helper.make_tensor_value_info(node.output[0], self.dtype(output), self.shape(output))]
             )
-            for name, nodes in (("then", then), ("else", other))
+            for name, node in (("then", then), ("else", other))
         ]
         self.replace(anchor, "If", [condition], then_branch=branches[0], else_branch=branches[1])
-        self._dropped.update(node.name for node in otherwise)
 
     def functions(self, bodies: Iterable[onnx.FunctionProto]) -> None:
         """Add functions; one that is there gets the new body."""

@@ -88,4 +88,4 @@ def _fuse(
         return
     longest = edit.before(node, "ReduceMax", [shift], keepdims=0)
     is_exact = edit.before(node, "LessOrEqual", [longest, edit.put(DEEPEST, np.int32)])
-    edit.choose(node, is_exact, (f"wageubn.{kind}", operands, described), [product, node])
+    edit.choose(node, is_exact, f"wageubn.{kind}", operands, **described)

@@ -160,9 +160,8 @@ def _narrowed(edit: Edit, node: onnx.NodeProto, small: set[str]) -> bool:
         shift = edit.before(node, "Sub", [shift, edit.put(twos, "int32")])
     passed = {"factor": odd, "residue": 64 if odd % 4 == 3 else 192}
     operands = [*halves(edit, node, weight.input[0]), wide.input[0], shift, *node.input[1:]]
-    own = [n for n in (weight, scaled, wide) if len(edit.readers[n.output[0]]) == 1]  # of no use but to the canonical nodes
     is_small = edit.before(node, "GreaterOrEqual", [shift, edit.put(LEAST, "int32")])
-    edit.choose(node, is_small, (f"wageubn.{NARROW.name}", operands, passed), [*own, decay, total, node])
+    edit.choose(node, is_small, f"wageubn.{NARROW.name}", operands, **passed)
     return True
 
 
