@@ -100,9 +100,39 @@ def import_microsoft(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
+def copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node like it, that belongs to no graph."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def only_typed(graph: onnx.GraphProto) -> None:
+    """Forget the types of tensors that no node of ``graph`` makes."""
+    made = {name for node in graph.node for name in node.output}
+    types = [v for v in graph.value_info if v.name in made]
+    if len(types) < len(graph.value_info):
+        kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in types]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+
+
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` without the nodes of its graph."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.node[:]
+    _copy_fields(model, copy, but="graph")
+    _copy_fields(model.graph, copy.graph, but="node")
     return copy
+
+
+def _copy_fields(source: Any, target: Any, but: str) -> None:
+    for descriptor, value in source.ListFields():
+        name = descriptor.name
+        if name == but:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)

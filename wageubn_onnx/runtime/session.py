@@ -33,7 +33,10 @@ class TrainingSession(Session):
 
     def _open_step(self, model: Path) -> ort.InferenceSession:
         """The step in the forms that this machine's kernels do best; the integers are those of the file."""
-        fast = for_cpu(load_model(model), kernels())
+        step = load_model(model)
+        for node in step.graph.node:
+            del node.metadata_props[:]  # which nothing here reads, and every copy would carry
+        fast = for_cpu(step, kernels())
         return open_lowered(model, fast.SerializeToString(), self._threads, bool(self._optimize))
 
     def _exponent(self, name: str) -> int:

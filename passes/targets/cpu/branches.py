@@ -3,52 +3,37 @@ ever run."""
 
 from __future__ import annotations
 
-from collections import Counter
-
 import onnx
 
-from wageubn_onnx.passes.targets.nodes import without_nodes
+from wageubn_onnx.passes.targets.nodes import copied, only_typed, without_nodes
 from wageubn_onnx.passes.targets.tidy import BRANCHING, captured
 
-Place = tuple[int, int] | None  # a node and which of its branches; None: outside
+Place = tuple[str, int] | None  # the first output of an If and which of its branches; None: outside
 
 
 def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same results; of an inlined model."""
-    changed = without_nodes(model)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
-    readers: dict[str, Counter[Place]] = {}
-    for at, node in enumerate(nodes):
+    read_in: dict[str, set[Place]] = {output.name: {None} for output in model.graph.output}
+    placed: dict[Place, list[onnx.NodeProto]] = {}
+    for node in reversed(model.graph.node):  # what reads its outputs has its place
+        places = set().union(*(read_in.get(name, ()) for name in node.output))
+        place = places.pop() if len(places) == 1 and node.op_type not in BRANCHING else None
+        placed.setdefault(place, []).append(node)
         for name in node.input:
-            readers.setdefault(name, Counter())[None] += 1
+            read_in.setdefault(name, set()).add(place)
         for branch, graph in enumerate(_branches(node)):
             for name in captured([onnx.helper.make_node("If", [], [], then_branch=graph)]):
-                readers.setdefault(name, Counter())[at, branch] += 1
-    for output in model.graph.output:
-        readers.setdefault(output.name, Counter())[None] += 1
-    moved: dict[Place, list[onnx.NodeProto]] = {}
-    for node in reversed(nodes):
-        places = {place for name in node.output for place, count in readers.get(name, Counter[Place]()).items() if count}
-        place = places.pop() if len(places) == 1 else None
-        if place is not None and node.op_type in BRANCHING:
-            place = None
-        if place is not None:
-            for name in node.input:
-                readers[name].subtract([None])
-                readers[name][place] += 1
-        moved.setdefault(place, []).append(node)
-    for at, node in enumerate(nodes):
+                read_in.setdefault(name, set()).add((node.output[0], branch))
+    changed = without_nodes(model)
+    changed.graph.node.extend(reversed(placed[None]))
+    for node in changed.graph.node:
         for branch, graph in enumerate(_branches(node)):
-            inner = [*reversed(moved.get((at, branch), [])), *graph.node]
-            if len(inner) > len(graph.node):
-                copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in inner]
+            added = placed.get((node.output[0], branch))
+            if added:
+                own = [copied(inner) for inner in graph.node]
                 del graph.node[:]
-                graph.node.extend(copies)
-    changed.graph.node.extend(reversed(moved[None]))
-    made = {name for node in changed.graph.node for name in node.output}
-    types = [v for v in model.graph.value_info if v.name in made]
-    del changed.graph.value_info[:]
-    changed.graph.value_info.extend(types)
+                graph.node.extend([*reversed(added), *own])
+    only_typed(changed.graph)
     return changed
 
 

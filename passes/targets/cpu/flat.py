@@ -7,12 +7,14 @@ of its own, at several times the time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets.tidy import captured
+from wageubn_onnx.passes.targets.nodes import copied, only_typed, without_nodes
+from wageubn_onnx.passes.targets.tidy import BRANCHING, captured
 
 ELEMENTWISE = (
     "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Clip", "Div", "Equal", "Greater",
@@ -24,26 +26,23 @@ Shape = tuple[int, ...]
 
 def flat_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers in the same order; of an inlined model that states the type of every tensor."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = without_nodes(model)
     targets: dict[Shape, str] = {}
-    _flatten(changed.graph, {}, targets)
+    _flatten(changed.graph, model.graph.node, {}, targets)
     for shape, name in targets.items():
         changed.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
     return changed
 
 
-def _flatten(graph: onnx.GraphProto, outer: dict[str, Shape], targets: dict[Shape, str]) -> None:
-    """Rewrite ``graph`` and its subgraphs. outer: shapes around it. targets: the names of the shapes that a Reshape asks for."""
+def _flatten(
+    graph: onnx.GraphProto, before: Sequence[onnx.NodeProto], outer: dict[str, Shape], targets: dict[Shape, str]
+) -> None:
+    """Fill ``graph`` with the nodes ``before``, rewritten. outer: shapes around it. targets: names of the shapes asked for."""
     shapes = outer | _shapes(graph)
-    given = {v.name for v in graph.output} | captured(graph.node)  # these keep their names
     suffix = f"/flat/{graph.name}" if outer else "/flat"
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    long = {id(node) for node in graph.node if _is_long(node, shapes)}
-    keeps = {name for name, users in readers.items() if any(id(user) not in long for user in users)} | given
+    long = {node.output[0] for node in before if _is_long(node, shapes)}
+    keeps = {v.name for v in graph.output} | captured(before)  # the names that something else wants
+    keeps.update(name for node in before if node.output[0] not in long for name in node.input)
     nodes: list[onnx.NodeProto] = []
     flat: dict[str, str] = {}
 
@@ -51,13 +50,17 @@ def _flatten(graph: onnx.GraphProto, outer: dict[str, Shape], targets: dict[Shap
         target = targets.setdefault(to, "flat-tensors/" + "x".join(map(str, to)))
         nodes.append(helper.make_node("Reshape", [name, target], [made], f"{made}/reshape"))
 
-    for node in graph.node:
+    for original in before:
+        output = original.output[0]
+        if output not in long and original.op_type not in BRANCHING:
+            nodes.append(original)
+            continue
+        node = copied(original)
         for branch in (a.g for a in node.attribute if a.HasField("g")):
-            _flatten(branch, shapes, targets)
-        if id(node) not in long:
+            _flatten(branch, [copied(inner) for inner in branch.node], shapes, targets)
+        if output not in long:
             nodes.append(node)
             continue
-        output = node.output[0]
         shape = shapes[output]
         for i, name in enumerate(node.input):
             if name and shapes[name] == shape:
@@ -69,12 +72,9 @@ def _flatten(graph: onnx.GraphProto, outer: dict[str, Shape], targets: dict[Shap
         nodes.append(node)
         if output in keeps:
             reshape(flat[output], shape, output)
-    made = {name for node in nodes for name in node.output}
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    types = [v for v in graph.value_info if v.name in made]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(kept)
-    graph.value_info.extend(types)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    only_typed(graph)
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

@@ -8,7 +8,7 @@ something else reads a map, or gives one with its channels second, a Transpose s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,24 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.passes.targets.cpu.flat import ELEMENTWISE
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
+from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft, without_nodes
+from wageubn_onnx.passes.targets.tidy import BRANCHING
 
+T = onnx.TensorProto
 Shape = tuple[int, ...]
+Constant = tuple[int, Shape | int]  # its dtype and its value
 
 
 def channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model that states the type of every tensor."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    constants: dict[Shape, str] = {}
+    changed = without_nodes(model)
+    constants: dict[Constant, str] = {}
     layout = _Layout(changed.graph, constants)
-    layout.rewrite()
+    layout.rewrite(model.graph.node)
     layout.close()
-    for value, name in constants.items():
-        changed.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    for (dtype, value), name in constants.items():
+        array = np.array(value, helper.tensor_dtype_to_np_dtype(dtype))
+        changed.graph.initializer.append(numpy_helper.from_array(array, name))
     import_microsoft(changed)
     return changed
 
@@ -47,7 +50,7 @@ class _Layout:
     turned: those that have no other. renamed: where one with its channels second has another name.
     """
 
-    def __init__(self, graph: onnx.GraphProto, constants: dict[Shape, str], outer: _Layout | None = None) -> None:
+    def __init__(self, graph: onnx.GraphProto, constants: dict[Constant, str], outer: _Layout | None = None) -> None:
         self.graph, self.constants, self.is_branch = graph, constants, outer is not None
         self.types: dict[str, tuple[int, Shape]] = dict(outer.types) if outer else {}
         self.values: dict[str, onnx.TensorProto] = dict(outer.values) if outer else {}
@@ -77,7 +80,11 @@ class _Layout:
 
     def constant(self, values: Sequence[int]) -> str:
         """One for all that want these values."""
-        return self.constants.setdefault(tuple(values), "channels-last/" + ".".join(map(str, values)))
+        return self.constants.setdefault((T.INT64, tuple(values)), "channels-last/" + ".".join(map(str, values)))
+
+    def scalar(self, value: int, dtype: int) -> str:
+        """One for all that want this value."""
+        return self.constants.setdefault((dtype, value), f"channels-last/{T.DataType.Name(dtype)}/{value}")
 
     def put(self, kind: str, inputs: Sequence[str], output: str, shape: Sequence[int], dtype: int, **attrs: Any) -> str:
         """A new node and the type of its output."""
@@ -127,24 +134,24 @@ class _Layout:
 
     # ---- the rewriting ----
 
-    def rewrite(self) -> None:
-        """Put the nodes in their new forms, in their order."""
-        for node in list(self.graph.node):
+    def rewrite(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Put ``nodes`` in their new forms, in their order."""
+        for node in nodes:
             rule = RULES.get(node.op_type)
             follows = node.op_type == "QLinearConv" or any(name in self.turned for name in node.input) or _turns_back(node)
             if rule is not None and follows and rule(self, node):
                 continue
-            kept = _copy(node, [self.second(name) for name in node.input], node.output)
-            branches = [a.g for a in kept.attribute if a.HasField("g")]
-            if branches:
-                self._branches(kept, branches)
+            inputs = [self.second(name) for name in node.input]
+            kept = _copy(node, inputs, node.output) if node.op_type in BRANCHING or inputs != list(node.input) else node
+            if node.op_type in BRANCHING:
+                self._branches(kept, [a.g for a in kept.attribute if a.HasField("g")])
             self.nodes.append(kept)
 
     def _branches(self, node: onnx.NodeProto, branches: list[onnx.GraphProto]) -> None:
         """Where a branch of an If makes a map with its channels last, the other and the If do, too."""
         layouts = [_Layout(branch, self.constants, self) for branch in branches]
         for layout in layouts:
-            layout.rewrite()
+            layout.rewrite([_copy(inner, inner.input, inner.output) for inner in layout.graph.node])
         is_turned = any(layout.graph.output[0].name in layout.turned for layout in layouts)
         for layout in layouts:
             layout.close(is_turned)
@@ -288,16 +295,27 @@ def _reduction(layout: _Layout, node: onnx.NodeProto) -> bool:
 
 
 def _extreme(layout: _Layout, node: onnx.NodeProto, source: str) -> bool:
-    """A channel's greatest or least: of numbers side by side, a third of the time."""
+    """A channel's greatest or least. Of maps of 8 bits a pool takes the greatest of each column, beside all channels, and the
+    least as the greatest of their complements; of numbers side by side the rest takes a third of the time."""
     dtype, shape = layout.types[node.input[0]]
-    rank, channels = len(shape), shape[1]
+    rank, channels, name, kind = len(shape), shape[1], node.output[0], node.op_type
+    pooled = rank == 4 and shape[2] > 1 and dtype in (T.INT8, T.UINT8)
+    last = layout.scalar(-1 if dtype == T.INT8 else 255, dtype) if pooled and kind == "ReduceMin" else None
+    if last:
+        source = layout.put("Sub", [last, source], f"{name}/complement", to_last(shape), dtype)
+    if pooled:
+        window, shape, kind = [shape[2], 1], (shape[0], channels, 1, shape[3]), "ReduceMax"
+        source = layout.put(
+            "NhwcMaxPool", [source], f"{name}/columns", to_last(shape), dtype, domain=MICROSOFT, kernel_shape=window
+        )
     if source not in layout.first:
         order = [rank - 1, *range(rank - 1)]
         first = (channels, shape[0], *shape[2:])
         layout.first[source] = layout.put("Transpose", [source], f"{source}/first", first, dtype, perm=order)
-    name = node.output[0]
     inner = layout.constant(range(1, rank))
-    found = layout.put(node.op_type, [layout.first[source], inner], f"{name}/first", (channels,), dtype, keepdims=0)
+    found = layout.put(kind, [layout.first[source], inner], f"{name}/first", (channels,), dtype, keepdims=0)
+    if last:
+        found = layout.put("Sub", [last, found], f"{name}/least", (channels,), dtype)
     result = layout.shape(name)
     layout.put("Reshape", [found, layout.constant(result)], name, result, dtype)
     return True

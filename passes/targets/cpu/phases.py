@@ -13,6 +13,7 @@ from wageubn_onnx.passes.targets.cpu.edit import Array, Edit
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
+FEWEST = 8  # channels from which on the kernel is the faster one
 
 PHASE = function(
     "Phase", ("strides", "group"), "(x, ones) => (y)",
@@ -36,7 +37,7 @@ def phases_by_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
             starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
             if starts is None or stops is None or axes is None or steps is None or axes.tolist() != [2, 3]:
                 continue
-            if steps.min() >= 1 < steps.max():
+            if steps.min() >= 1 < steps.max() and shape[1] >= FEWEST:
                 _replace(edit, node, shape, np.array([starts, stops, steps]))
     return edit.done()
 

@@ -11,6 +11,7 @@ import pytest
 
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
+from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.roots import GREATEST, stepwise_roots
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
@@ -43,6 +44,10 @@ READERS = {
     "turned to the last": "t = Transpose <perm: ints = [0, 2, 3, 1]> (q) y = Reshape (t, rows)",
     "turned and given": "y = Transpose <perm: ints = [0, 2, 3, 1]> (q)",
     "a channel's greatest": "y = ReduceMax (q, sums)",
+    "a channel's least": "y = ReduceMin (q, sums)",
+    "a channel's ends with signs": """i = Cast <to: int = 3> (q) a = ReduceMax (i, sums) b = ReduceMin (i, sums)
+        y = Concat <axis: int = 2> (a, b)""",
+    "masked": "t = ReduceMax <keepdims: int = 0> (x) m = Less (q, t) y = Where (m, q, zero)",
     "the greatest": "y = ReduceMax <keepdims: int = 0> (q)",
     "a channel's sum": "c = Cast <to: int = 6> (q) y = ReduceSum <keepdims: int = 0> (c, sums)",
     "sums of columns": "c = Cast <to: int = 6> (q) y = ReduceSum <keepdims: int = 0> (c, first)",
@@ -77,8 +82,11 @@ def run(made: onnx.ModelProto, **feeds: Array) -> Array:
 @pytest.mark.parametrize("name", READERS)
 def test_what_follows_keeps_its_numbers(name: str) -> None:
     before = tidy(model(READERS[name]))
-    after = channels_last(before)
+    after = masks_by_products(channels_last(before))
     assert all(node.domain == MICROSOFT for node in after.graph.node if node.op_type == "QLinearConv")
+    kinds = {node.op_type for node in after.graph.node}
+    assert ("NhwcMaxPool" in kinds) == (name in ("a channel's greatest", "a channel's least", "a channel's ends with signs"))
+    assert "Where" not in kinds
     x = np.random.default_rng(0).integers(1, 250, (2, 3, 5, 6)).astype(np.uint8)
     np.testing.assert_array_equal(run(before, x=x), run(after, x=x))
 
