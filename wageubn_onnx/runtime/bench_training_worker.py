@@ -17,7 +17,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent))
 beside = importlib.import_module("bench_convert_worker")  # as a script of its own, this one has no package
 
-WARM_UP = 2
+WARM_UP = 4
 IR_VERSION = 10
 
 

@@ -18,7 +18,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.bench_convert_worker import peak_bytes
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
-WARM_UP = 2
+WARM_UP = 4
 
 
 class Contender(Protocol):

@@ -31,6 +31,7 @@ from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
+from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.tidy import tidy
 
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -78,6 +79,7 @@ def passes_for(machine: Machine) -> dict[str, ModelPass]:
         "pools-from-taps": (machine.has_unsigned, pools_from_taps),
         "int8-images": (True, lambda step: int8_images(step, machine.prefers_int8)),
         "flat-columns": (True, lambda step: flat_columns(step, machine.prefers_int8)),
+        "turned-kernels": (True, turned_kernels),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}

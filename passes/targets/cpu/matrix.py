@@ -78,21 +78,21 @@ def factor(edit: Edit, anchor: onnx.NodeProto, kernel: str) -> tuple[str, bool]:
     if swapped is not None and attributes(swapped)["perm"] == [1, 0, 2, 3]:  # of the error of the input
         source = swapped.input[0]
         turned = edit.maker(source, "Slice")
-        if taps == 1 or turned is not None and _reverses(edit, turned):
-            by_tap = _by_tap(edit, anchor, turned.input[0] if turned is not None and taps > 1 else source, (i, o, taps))
+        if taps == 1 or turned is not None and reverses(edit, turned):
+            by_tap = taps_first(edit, anchor, turned.input[0] if turned is not None and taps > 1 else source, (i, o, taps))
             return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), taps > 1
-    by_tap = _by_tap(edit, anchor, kernel, (o, i, taps))
+    by_tap = taps_first(edit, anchor, kernel, (o, i, taps))
     by_tap = edit.before(anchor, "Transpose", [by_tap], perm=[0, 2, 1])
     return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), False
 
 
-def _reverses(edit: Edit, node: onnx.NodeProto) -> bool:
+def reverses(edit: Edit, node: onnx.NodeProto) -> bool:
     """Whether a Slice reverses rows and columns."""
     axes, steps = (edit.constant(name) for name in node.input[3:5])
     return axes is not None and steps is not None and axes.tolist() == [2, 3] and steps.tolist() == [-1, -1]
 
 
-def _by_tap(edit: Edit, anchor: onnx.NodeProto, kernel: str, shape: tuple[int, int, int]) -> str:
+def taps_first(edit: Edit, anchor: onnx.NodeProto, kernel: str, shape: tuple[int, int, int]) -> str:
     """[A, B, KH, KW] -> [taps, A, B]."""
     a, b, taps = shape
     flat = edit.before(anchor, "Reshape", [kernel, edit.put([a * b, taps], np.int64)])

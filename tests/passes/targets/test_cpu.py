@@ -25,6 +25,7 @@ from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
@@ -127,6 +128,8 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
         known = {v.name: v.type.tensor_type.elem_type for v in typed.graph.value_info}
         return [known[n.input[0]] for n in typed.graph.node if n.op_type == "ConvInteger"]
 
+    whole, by_taps = tidy(inline(step)), tidy(inline(turned_kernels(step)))
+    assert ops(by_taps).count("Gather") > ops(whole).count("Gather") and ops(by_taps).count("Slice") < ops(whole).count("Slice")
     joint = ops(joint_updates(step))
     assert joint.count("DirectQuantizeWide") < ops(step).count("DirectQuantizeWide")
     assert "MaxPool" in ops(step) and "MaxPool" not in ops(pools_from_taps(step))
