@@ -152,11 +152,10 @@ def _products(edit: Edit, node: onnx.NodeProto, axes: list[int]) -> None:
 def _products_by_image(edit: Edit, anchor: onnx.NodeProto, x: str, y: str) -> str:
     """The sums of x * y over H and W: int32 [N, C, 1, 1]."""
     one, float_step = (edit.put(value, np.float32) for value in (1, STEP))
-    zero, step = edit.put(0, np.int8), edit.put(STEP, np.uint8)
+    zero, step = edit.put(0, np.int8), edit.put(STEP - 256, np.int8)  # int8 wraps
     high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", [x, one, zero, y, one, zero, float_step, zero])
-    bits = [edit.before(anchor, "Cast", [name], to=T.UINT8) for name in (x, y, high)]
-    low, steps = edit.before(anchor, "Mul", bits[:2]), edit.before(anchor, "Mul", [bits[2], step])
-    rest = edit.before(anchor, "Cast", [edit.before(anchor, "Sub", [low, steps])], to=T.INT8)
+    low, steps = edit.before(anchor, "Mul", [x, y]), edit.before(anchor, "Mul", [high, step])
+    rest = edit.before(anchor, "Sub", [low, steps])
     for name in (high, rest):
         edit.declare(name, T.INT8, edit.shape(x))
     sums = [_by_image(edit, anchor, name, last=True) for name in (high, rest)]
