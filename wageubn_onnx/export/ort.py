@@ -29,7 +29,7 @@ from wageubn_onnx.runtime.kernels import kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
 INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
-FUSED = "QLinearConv and QLinearMul of com.microsoft that do not saturate within (their scales are float parameters), as above"
+FUSED = "QLinear operators, some of com.microsoft, that do not saturate within (their scales are float parameters), as above"
 FILES = Path(__file__).with_name("files")
 
 
@@ -52,7 +52,7 @@ def _needs(step: onnx.ModelProto) -> list[str]:
     """What the step asks of the kernels that run it."""
     dtypes = {v.name: v.type.tensor_type.elem_type for v in (*step.graph.input, *step.graph.value_info)}
     int8 = any(n.op_type == "ConvInteger" and dtypes.get(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
-    fused = any(n.op_type == "QLinearConv" for n in step.graph.node)
+    fused = any(n.op_type.startswith("QLinear") for n in step.graph.node)
     return [INT8] * int8 + [FUSED] * fused
 
 

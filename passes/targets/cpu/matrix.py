@@ -45,14 +45,15 @@ def windows(edit: Edit, product: onnx.NodeProto, is_reversed: bool) -> str:
     kernel, strides, dilations, pads = (described[key] for key in ("kernel_shape", "strides", "dilations", "pads"))
     if any(pads):
         ends = edit.put([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
-        image = _typed(edit, edit.before(product, "Pad", [image, ends, product.input[2]]), [n, i, *_padded(edit, product, pads)])
+        padded = [size + pads[a] + pads[2 + a] for a, size in enumerate(edit.shape(image)[2:])]
+        image = edit.declare(edit.before(product, "Pad", [image, ends, product.input[2]]), T.UINT8, [n, i, *padded])
     seen = []
     for tap in np.ndindex(*kernel):
         start = np.multiply(tap, dilations)
         stop = start + np.multiply(np.subtract(out, 1), strides) + 1
         if start.any() or list(stop) != edit.shape(image)[2:] or max(strides) > 1:
             bounds = [edit.put(v, np.int64) for v in (start, stop, (2, 3), strides)]
-            seen.append(_typed(edit, edit.before(product, "Slice", [image, *bounds]), [n, i, *out]))
+            seen.append(edit.declare(edit.before(product, "Slice", [image, *bounds]), T.UINT8, [n, i, *out]))
         else:
             seen.append(image)
     if is_reversed:
@@ -62,28 +63,20 @@ def windows(edit: Edit, product: onnx.NodeProto, is_reversed: bool) -> str:
     return edit.before(product, "Reshape", [last, edit.put([n * math.prod(out), len(seen) * i], np.int64)])
 
 
-def _padded(edit: Edit, product: onnx.NodeProto, pads: list[int]) -> list[int]:
-    return [size + pads[a] + pads[2 + a] for a, size in enumerate(edit.shape(product.input[0])[2:])]
-
-
-def _typed(edit: Edit, name: str, shape: list[int]) -> str:
-    return edit.declare(name, T.UINT8, shape)
-
-
 def factor(edit: Edit, anchor: onnx.NodeProto, kernel: str) -> tuple[str, bool]:
     """A kernel int8 [O, I, KH, KW] as a matrix [taps * I, O], and whether its taps are in their reverse order."""
     o, i, *size = edit.shape(kernel)
     taps = math.prod(size)
     swapped = edit.maker(kernel, "Transpose")
-    if swapped is not None and attributes(swapped)["perm"] == [1, 0, 2, 3]:  # of the error of the input
-        source = swapped.input[0]
-        turned = edit.maker(source, "Slice")
-        if taps == 1 or turned is not None and reverses(edit, turned):
-            by_tap = taps_first(edit, anchor, turned.input[0] if turned is not None and taps > 1 else source, (i, o, taps))
-            return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), taps > 1
-    by_tap = taps_first(edit, anchor, kernel, (o, i, taps))
-    by_tap = edit.before(anchor, "Transpose", [by_tap], perm=[0, 2, 1])
-    return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), False
+    turned = edit.maker(swapped.input[0], "Slice") if swapped is not None else None
+    is_reversed = turned is not None and reverses(edit, turned)
+    if swapped is not None and attributes(swapped)["perm"] == [1, 0, 2, 3] and (is_reversed or taps == 1):  # an error's
+        source = turned.input[0] if turned is not None and is_reversed else swapped.input[0]
+        by_tap = taps_first(edit, anchor, source, (i, o, taps))
+    else:
+        is_reversed = False
+        by_tap = edit.before(anchor, "Transpose", [taps_first(edit, anchor, kernel, (o, i, taps))], perm=[0, 2, 1])
+    return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), is_reversed
 
 
 def reverses(edit: Edit, node: onnx.NodeProto) -> bool:

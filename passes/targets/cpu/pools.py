@@ -1,7 +1,13 @@
-"""A maximum over windows from the slices that its gradient compares with it: 8-bit maxima and comparisons are vectorised."""
+"""A maximum over windows, and which tap it is, from slices: 8-bit maxima and comparisons are vectorised.
+
+The canonical step finds the tap again for the gradient, with logic on bool, which is not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
@@ -11,12 +17,12 @@ T = onnx.TensorProto
 
 
 def pools_from_taps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same maxima of uint8 maps. Where a window reaches the padding it sees zeros, which no maximum of uint8 is below."""
+    """The same maxima of uint8 maps, and the same choices."""
     edit = Edit(model, "pools-from-taps")
     for node in model.graph.node:
-        if node.op_type == "MaxPool" and edit.dtype(node.output[0]) == T.UINT8:
+        if node.op_type == "MaxPool" and edit.dtype(node.output[0]) == T.UINT8 and (edit.bound(node.input[0]) or 255) < 255:
             hits = _hits(edit, node)
-            if hits:
+            if len(hits) > 1:
                 _replace(edit, node, hits)
     return edit.done()
 
@@ -42,13 +48,36 @@ def _hits(edit: Edit, pool: onnx.NodeProto) -> list[tuple[onnx.NodeProto, onnx.N
 
 
 def _replace(edit: Edit, pool: onnx.NodeProto, hits: list[tuple[onnx.NodeProto, onnx.NodeProto]]) -> None:
-    """The slices stand before the pool, in place of those of the gradient, which `tidy` then finds to be the same."""
-    image = hits[0][1].input[0]
-    padded = edit.maker(image, "Pad")
+    """Maximum and choice, tap by tap: a tap is chosen where it is greater than all before it, so that the first of equals stays.
+    Beside padding, whose zeros must not be chosen, maps are greater by one meanwhile."""
+    shape, image = edit.shape(pool.output[0]), pool.input[0]
+    padded = edit.maker(hits[0][1].input[0], "Pad")
+    one = edit.put(1, np.uint8)
     if padded is not None:
-        image = edit.declare(edit.before(pool, "Pad", list(padded.input)), T.UINT8, edit.shape(padded.output[0]))
-    shape = edit.shape(pool.output[0])
+        image = edit.before(pool, "Add", [image, one])
+        image = edit.declare(edit.before(pool, "Pad", [image, *padded.input[1:]]), T.UINT8, edit.shape(padded.output[0]))
     seen = [edit.declare(edit.before(pool, "Slice", [image, *slice_.input[1:]]), T.UINT8, shape) for _, slice_ in hits]
-    edit.replace(pool, "Max", seen)
-    for (equal, _), mine in zip(hits, seen, strict=True):
-        edit.replace(equal, "Equal", [mine, pool.output[0]])
+    greatest, chosen = seen[0], one
+    for number, tap in enumerate(seen[1:], 2):
+        greater = edit.before(pool, "Cast", [edit.before(pool, "Greater", [tap, greatest])], to=T.UINT8)
+        numbered = edit.before(pool, "Mul", [greater, edit.put(number, np.uint8)])
+        chosen = edit.declare(edit.before(pool, "Max", [chosen, numbered]), T.UINT8, shape)
+        greatest = edit.before(pool, "Max", [greatest, tap])
+    if padded is None:
+        edit.replace(pool, "Identity", [greatest])
+    else:
+        edit.replace(pool, "Sub", [greatest, one])
+    for number, (equal, _) in enumerate(hits, 1):
+        edit.replace(_choice(edit, equal), "Equal", [chosen, edit.put(number, np.uint8)])
+
+
+def _choice(edit: Edit, equal: onnx.NodeProto) -> onnx.NodeProto:
+    """The node that says whether the tap that ``equal`` compares is the first of the greatest."""
+
+    def narrowed(node: onnx.NodeProto, by: Callable[[str], bool]) -> onnx.NodeProto:
+        """The And that reads ``node`` beside such another operand; where there is none, ``node``."""
+        ands = [n for n in edit.readers.get(node.output[0], []) if n.op_type == "And"]
+        return next((n for n in ands if any(by(name) for name in n.input)), node)
+
+    inside = narrowed(equal, lambda name: edit.constant(name) is not None)
+    return narrowed(inside, lambda name: edit.maker(name, "Not") is not None)

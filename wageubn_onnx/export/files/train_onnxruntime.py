@@ -12,6 +12,7 @@ manifest = json.loads((folder / "manifest.json").read_text())
 step = manifest["step"]
 options = onnxruntime.SessionOptions()
 options.enable_mem_pattern = options.enable_mem_reuse = False  # no plan of memory: it would take longer than all else
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the step is as the kernels want it
 session = onnxruntime.InferenceSession(str(folder / step["model"]), options, providers=["CPUExecutionProvider"])
 state = dict(np.load(folder / manifest["state_file"]))
 batch = next(i.shape[0] for i in session.get_inputs() if i.name == step["images"])
