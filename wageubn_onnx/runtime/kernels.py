@@ -163,14 +163,17 @@ def has_unsigned() -> bool:
         kinds = ("Mul", "Add", "Sub") if is_short else ("Max", "Min", "Mul", "Add", "Sub")
         names = ["x", *(f"x{i}" for i in range(1, len(kinds))), "y"]
         nodes = [helper.make_node(op, [names[i], "f"], [names[i + 1]]) for i, op in enumerate(kinds)]
+        compared = ["Greater", "Equal"] if dtype in (np.uint8, np.uint16) else []
+        nodes += [helper.make_node(op, ["x", "f"], [op]) for op in compared]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         inputs = [helper.make_tensor_value_info(name, kind, [3]) for name in ("x", "f")]
-        graph = helper.make_graph(nodes, "unsigned", inputs, [helper.make_tensor_value_info("y", kind, [3])])
+        outputs = [helper.make_tensor_value_info(op, T.BOOL, [3]) for op in compared]
+        graph = helper.make_graph(nodes, "unsigned", inputs, [helper.make_tensor_value_info("y", kind, [3]), *outputs])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         most = np.iinfo(dtype).max
         x, f = np.array([0, 3, 1], dtype), np.array([1, 16, most], dtype)
         try:
-            (y,) = _session(model).run(None, {"x": f if is_short else x, "f": f})
+            (y,) = _session(model).run(["y"], {"x": f if is_short else x, "f": f})
         except ort_errors.NotImplemented:
             return False
         if y.tolist() != [1, 256 if np.iinfo(dtype).bits > 8 else 0, 1]:  # most * most wraps to 1
