@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from wageubn_onnx.graph import OPSET
-from wageubn_onnx.passes.targets.nodes import without_nodes
+from wageubn_onnx.passes.targets.nodes import copied, without_nodes
 
 Array = np.ndarray[Any, Any]
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
@@ -67,8 +67,7 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
     """A copy of ``node`` that reads ``inputs``."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = copied(node)
     copy.input[:] = inputs
     return copy
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.passes.targets.cpu.flat import ELEMENTWISE
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft, without_nodes
+from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, copied, import_microsoft, without_nodes
 from wageubn_onnx.passes.targets.tidy import BRANCHING
 
 T = onnx.TensorProto
@@ -180,8 +180,7 @@ class _Layout:
 
 
 def _copy(node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = copied(node)
     copy.input[:], copy.output[:] = inputs, outputs
     return copy
 
