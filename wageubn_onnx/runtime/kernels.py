@@ -29,6 +29,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.moments import STEP
@@ -339,7 +340,8 @@ def _matrix(x: Array, w: Array, shift: int) -> Callable[[], Array]:
         }}"""
     model = onnx.parser.parse_model(text)
     model.functions.extend([REQUANTIZED, ROUND_SHIFT["half_even"]])
-    fused = fused_products(onnx.shape_inference.infer_shapes(model), lambda *shapes: False, lambda *shapes: True)
+    typed = onnx.shape_inference.infer_shapes(model)
+    fused = rewritten(typed, {"fused-products": lambda edit: fused_products(edit, lambda *shapes: False, lambda *shapes: True)})
     session = _session(channels_last(tidy(inline(fused))))
     image = x.transpose(0, 2, 3, 1).copy()
     return lambda: np.asarray(session.run(None, {"x": image, "w": w})[0])

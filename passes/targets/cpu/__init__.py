@@ -14,12 +14,14 @@ from wageubn_onnx.passes.targets.cpu.affine import affine_maps
 from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
 from wageubn_onnx.passes.targets.cpu.columns import flat_columns
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
+from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
+from wageubn_onnx.passes.targets.cpu.extremes import bare_extremes
 from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.halves import halved_weights
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
-from wageubn_onnx.passes.targets.cpu.joint import joint_updates
+from wageubn_onnx.passes.targets.cpu.joint import joint_states, joint_updates
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
@@ -58,14 +60,14 @@ class Machine(Protocol):
         """Whether a ConvInteger should take its images in int8."""
 
 
-def passes_for(machine: Machine) -> dict[str, ModelPass]:
+def passes_for(machine: Machine) -> dict[str, Rewrite]:
     """The passes for ``machine``, in their order."""
-    passes: dict[str, tuple[bool, ModelPass]] = {
+    passes: dict[str, tuple[bool, Rewrite]] = {
         "joint-updates": (True, joint_updates),
         "early-quantizers": (True, early_quantizers),
         "fused-products": (
             machine.fused_is_exact,
-            lambda step: fused_products(step, machine.prefers_fused, machine.prefers_matrix),
+            lambda edit: fused_products(edit, machine.prefers_fused, machine.prefers_matrix),
         ),
         "affine-maps": (machine.fused_is_exact, affine_maps),
         "normalized-maps": (machine.fused_is_exact, normalized_maps),
@@ -75,12 +77,14 @@ def passes_for(machine: Machine) -> dict[str, ModelPass]:
         "static-shifts": (True, static_shifts),
         "uint32-hashes": (machine.has_unsigned, uint32_hashes),
         "narrow-gradients": (machine.has_unsigned, narrow_gradients),
-        "lean-moments": (True, lambda step: lean_moments(step, machine.fused_is_exact)),
+        "lean-moments": (True, lambda edit: lean_moments(edit, machine.fused_is_exact)),
         "pools-from-taps": (machine.has_unsigned, pools_from_taps),
-        "int8-images": (True, lambda step: int8_images(step, machine.prefers_int8)),
-        "flat-columns": (True, lambda step: flat_columns(step, machine.prefers_int8)),
+        "int8-images": (True, lambda edit: int8_images(edit, machine.prefers_int8)),
+        "flat-columns": (True, lambda edit: flat_columns(edit, machine.prefers_int8)),
         "turned-kernels": (True, turned_kernels),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
+        "bare-extremes": (True, bare_extremes),
+        "joint-states": (True, joint_states),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
 
@@ -100,8 +104,7 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
 def for_cpu(step: onnx.ModelProto, machine: Machine, without: str = "") -> onnx.ModelProto:
     """The integer step ``step``, inlined, in the forms that suit ``machine``; ``without`` one pass, to see what it is worth."""
     with _no_collection():
-        for name, one_idea in passes_for(machine).items():
-            step = step if name == without else one_idea(step)
+        step = rewritten(step, {name: one_idea for name, one_idea in passes_for(machine).items() if name != without})
         step = tidy(inline(step))
         for name, one_idea in inlined_passes_for(machine).items():
             step = step if name == without else one_idea(step)

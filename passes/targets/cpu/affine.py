@@ -61,11 +61,10 @@ class Linear:
         return Linear(self.terms + other.terms, self.offsets + other.offsets)
 
 
-def affine_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+def affine_maps(edit: Edit) -> None:
     """The same mantissas of quantizers to 8 bits that round half to even, and the same masks."""
-    edit = Edit(model, "affine-maps")
     edit.functions([AFFINE])
-    for node in model.graph.node:
+    for node in edit.nodes:
         shape = edit.shape(node.output[0]) if node.output else []
         if len(shape) != 4 or math.prod(shape) == shape[1]:  # one number a channel is no map
             continue
@@ -73,7 +72,6 @@ def affine_maps(model: onnx.ModelProto) -> onnx.ModelProto:
             _quantized(edit, node, shape)
         elif node.op_type == "Greater" and edit.scalar(node.input[1]) == 0:
             _mask(edit, node, shape)
-    return edit.done()
 
 
 def _quantized(edit: Edit, node: onnx.NodeProto, shape: list[int]) -> None:

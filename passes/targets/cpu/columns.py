@@ -75,17 +75,15 @@ class Lines:
         return self.length if image == self.shape[0] else (image * self.pitch[0] + row) * self.pitch[1] + column
 
 
-def flat_columns(model: onnx.ModelProto, prefers_int8: Preference) -> onnx.ModelProto:
+def flat_columns(edit: Edit, prefers_int8: Preference) -> None:
     """The same sums of the same products, and of products with 0.
 
     prefers_int8: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether errors should be int8 beside uint8.
     """
-    edit = Edit(model, "flat-columns")
     made: dict[tuple[str, str], str] = {}
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "MatMulInteger":
             _flatten(edit, node, made, prefers_int8)
-    return edit.done()
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ QUANTIZERS = ("DirectQuantize", "DirectQuantizeHalfUp", "GridQuantize", "GridQua
 MOVES = ("Concat", "Reshape", "Slice", "Unsqueeze", "Pad", "Expand")
 
 
-def early_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:
+def early_quantizers(edit: Edit) -> None:
     """The same mantissas: a quantizer with one shift for all elements gives each of them whatever its place is, and 0 for 0."""
-    edit = Edit(model, "early-quantizers")
-    for node in model.graph.node:
+    for node in edit.nodes:
         is_map = len(edit.shape(node.output[0])) == 4
         if node.op_type in QUANTIZERS and is_map and not edit.shape(node.input[1]) and _moves(edit, node.input[0]):
             edit.replace(node, "Identity", [_quantized(edit, node, node.input[0])])
-    return edit.done()
 
 
 def _moves(edit: Edit, name: str) -> bool:

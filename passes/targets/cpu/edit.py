@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,59 @@ T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
 MOVES = ("Cast", "Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # elements of their input, or zeros
 
+Rewrite = Callable[["Edit"], None]  # a pass
+
+
+def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite]) -> onnx.ModelProto:
+    """``model`` after these passes, by their names, one after the other; what nothing needs any more is left for `tidy`."""
+    edit = Edit(model)
+    for name, rewrite in passes.items():
+        edit.begin(name)
+        rewrite(edit)
+    return edit.done()
+
 
 class Edit:
-    """A copy of ``model``, whose nodes `done` copies; ``made_by`` is the pass, for the metadata of what it puts in."""
+    """A copy of ``model``, whose nodes `done` copies. A pass sees what the one before it left; what it puts in comes after it."""
 
-    def __init__(self, model: onnx.ModelProto, made_by: str) -> None:
+    def __init__(self, model: onnx.ModelProto) -> None:
         self.model = without_nodes(model)
-        self.made_by = made_by
+        self.made_by = ""
         graph = self.model.graph
         self.nodes = list(model.graph.node)
-        self.makers = {name: node for node in self.nodes for name in node.output if name}
+        self.makers: dict[str, onnx.NodeProto] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
         self._constants = {t.name: t for t in graph.initializer}
         values = (*graph.input, *graph.output, *graph.value_info)
         self._types = {v.name: v.type.tensor_type for v in values}
+        self._shapes: dict[str, list[int]] = {}
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._dropped: set[str] = set()
         self._count = 0
+
+    def begin(self, made_by: str) -> None:
+        """Start the pass ``made_by``, which the metadata of what it puts in will name."""
+        self.made_by = made_by
+        self._settle()
+        self.makers = {name: node for node in self.nodes for name in node.output if name}
+        self.readers = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def done(self) -> onnx.ModelProto:
+        """The model."""
+        self._settle()
+        self.model.graph.node.extend(self.nodes)
+        return self.model
+
+    def _settle(self) -> None:
+        nodes: list[onnx.NodeProto] = []
+        for node in self.nodes:
+            nodes += self._before.get(node.name, [])
+            if node.name not in self._dropped:
+                nodes.append(node)
+        self.nodes, self._before, self._dropped = nodes, {}, set()
 
     # ---- what is there ----
 
@@ -54,11 +87,18 @@ class Edit:
         value = self.constant(name)
         return int(value.item()) if value is not None and value.size == 1 else None
 
+    def is_typed(self, name: str) -> bool:
+        """Whether anything is known of its dtype and shape."""
+        return name in self._constants or name in self._types
+
     def shape(self, name: str) -> list[int]:
         """Of a tensor or an initializer; 0 for a size without a number, [] where nothing is known."""
-        if name in self._constants:
-            return list(self._constants[name].dims)
-        return [d.dim_value for d in self._types[name].shape.dim] if name in self._types else []
+        if name not in self._shapes:
+            if not self.is_typed(name):
+                return []
+            known = self._constants.get(name)
+            self._shapes[name] = [d.dim_value for d in self._types[name].shape.dim] if known is None else list(known.dims)
+        return list(self._shapes[name])
 
     def dtype(self, name: str) -> int:
         """The onnx.TensorProto.DataType."""
@@ -102,6 +142,7 @@ class Edit:
         """State the type of a new tensor, for the passes after this one; return ``name``."""
         info = helper.make_tensor_value_info(name, dtype, list(shape))
         self.model.graph.value_info.append(info)
+        self._shapes.pop(name, None)
         self._types[name] = info.type.tensor_type
         return name
 
@@ -162,13 +203,3 @@ class Edit:
         known = {f.name: f for f in self.model.functions if f.domain == DOMAIN}
         for body in bodies:
             (known.get(body.name) or self.model.functions.add()).CopyFrom(body)
-
-    def done(self) -> onnx.ModelProto:
-        """The model; nodes that nothing needs any more are left for `tidy`."""
-        nodes: list[onnx.NodeProto] = []
-        for node in self.nodes:
-            nodes += self._before.get(node.name, [])
-            if node.name not in self._dropped:
-                nodes.append(node)
-        self.model.graph.node.extend(nodes)
-        return self.model

@@ -39,21 +39,19 @@ PRODUCT = function(
 )  # fmt: skip
 
 
-def fused_products(model: onnx.ModelProto, prefers_fused: Preference, prefers_matrix: Preference) -> onnx.ModelProto:
+def fused_products(edit: Edit, prefers_fused: Preference, prefers_matrix: Preference) -> None:
     """The same mantissas. Where sums may pass 2^24 and shifts are found at run time, an If keeps the canonical nodes for shifts
     beyond 17.
 
     prefers_fused, prefers_matrix: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether the first or the
     second form is exact and the fastest.
     """
-    edit = Edit(model, "fused-products")
     edit.functions([PRODUCT, MATRIX])
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type in ("GridQuantize", "DirectQuantize") and attributes(node)["to"] == T.INT8:
             product = edit.maker(node.input[0], "ConvInteger")
             if product is not None and len(edit.readers[product.output[0]]) == 1:
                 _fuse(edit, node, product, prefers_fused, prefers_matrix)
-    return edit.done()
 
 
 def _fuse(

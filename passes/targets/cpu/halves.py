@@ -55,18 +55,16 @@ ROUND = function(
 )  # fmt: skip
 
 
-def halved_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def halved_weights(edit: Edit) -> None:
     """The same 8-bit weights."""
-    edit = Edit(model, "halved-weights")
     edit.functions([HIGH, LOW, ROUND])
-    small = with_halves(model)
-    for node in model.graph.node:
+    small = with_halves(edit.model)
+    for node in edit.nodes:
         if node.op_type == "DirectQuantize" and edit.scalar(node.input[1]) == 16 and node.input[0] in small:
             passed = attributes(node)
             if passed["to"] == onnx.TensorProto.INT8:
                 limits = {"bottom": passed["least"] + 128, "top": passed["greatest"] + 128}
                 edit.replace(node, f"wageubn.{ROUND.name}", halves(edit, node, node.input[0]), **limits)
-    return edit.done()
 
 
 def with_halves(model: onnx.ModelProto) -> set[str]:
@@ -77,8 +75,9 @@ def with_halves(model: onnx.ModelProto) -> set[str]:
 
 def halves(edit: Edit, anchor: onnx.NodeProto, name: str) -> list[str]:
     """The upper and the lower half of ``name``: those of an earlier pass, or made before ``anchor``."""
-    names = {HIGH.name: f"{name}/high", LOW.name: f"{name}/low"}
-    return [
-        made if edit.maker(made) is not None else edit.before(anchor, f"wageubn.{half}", [name], made)
-        for half, made in names.items()
-    ]
+    made = []
+    for half, suffix, dtype in ((HIGH, "high", onnx.TensorProto.UINT8), (LOW, "low", onnx.TensorProto.UINT16)):
+        made.append(f"{name}/{suffix}")
+        if edit.maker(made[-1]) is None:
+            edit.declare(edit.before(anchor, f"wageubn.{half.name}", [name], made[-1]), dtype, edit.shape(name))
+    return made

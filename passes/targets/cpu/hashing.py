@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
-
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
@@ -101,12 +99,10 @@ RANDOM_LONG = function(
 )  # fmt: skip
 
 
-def uint32_hashes(model: onnx.ModelProto) -> onnx.ModelProto:
+def uint32_hashes(edit: Edit) -> None:
     """The same bits."""
-    edit = Edit(model, "uint32-hashes")
-    if any(f.name == RANDOM.name for f in model.functions):
+    if any(f.name == RANDOM.name for f in edit.model.functions):
         edit.functions([RANDOM, RANDOM_LONG])
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == RANDOM.name and attributes(node)["count"] >= LONG:
             edit.replace(node, f"wageubn.{RANDOM_LONG.name}", node.input, **attributes(node))
-    return edit.done()

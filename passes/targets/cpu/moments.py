@@ -82,14 +82,13 @@ UNSIGNED = function(
 )  # fmt: skip
 
 
-def lean_moments(model: onnx.ModelProto, by_steps: bool) -> onnx.ModelProto:
+def lean_moments(edit: Edit, by_steps: bool) -> None:
     """The same statistics, normalised values and activations. by_steps: whether products of maps are summed by steps and rests,
     and maps will have their channels last."""
-    edit = Edit(model, "lean-moments")
     edit.functions([NORMALIZE, UNSIGNED])
     if by_steps:
         import_microsoft(edit.model)
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "ReduceSum":
             axes = _axes(edit, node)
             if axes == CHANNELS and not _squares(edit, node, by_steps):
@@ -100,7 +99,6 @@ def lean_moments(model: onnx.ModelProto, by_steps: bool) -> onnx.ModelProto:
             _normalize(edit, node)
         elif node.op_type == "DirectQuantizeHalfUp":
             _unsigned(edit, node)
-    return edit.done()
 
 
 def _axes(edit: Edit, node: onnx.NodeProto) -> list[int]:

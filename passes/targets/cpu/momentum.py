@@ -26,10 +26,9 @@ class Term:
     factor: int
 
 
-def fused_momentum(model: onnx.ModelProto) -> onnx.ModelProto:
+def fused_momentum(edit: Edit) -> None:
     """The same mantissas and sums."""
-    edit = Edit(model, "fused-momentum")
-    for node in model.graph.node:
+    for node in edit.nodes:
         total = edit.maker(node.input[0], "Add") if node.op_type == "DirectQuantize" else None
         shift, passed = edit.scalar(node.input[1]) if total is not None else None, attributes(node)
         if total is None or shift is None or shift < 0 or passed["to"] != T.INT8:
@@ -48,7 +47,6 @@ def fused_momentum(model: onnx.ModelProto) -> onnx.ModelProto:
         if len(edit.readers[total.output[0]]) > 1:
             edit.replace(total, "Cast", [_short_sum(edit, total, known)], to=T.INT32)
     import_microsoft(edit.model)
-    return edit.done()
 
 
 def _term(edit: Edit, name: str) -> Term | None:

@@ -123,17 +123,15 @@ NARROW = function(
 )  # fmt: skip
 
 
-def narrow_gradients(model: onnx.ModelProto) -> onnx.ModelProto:
+def narrow_gradients(edit: Edit) -> None:
     """The same gradients; where a sum of products may pass the limit by itself, the nodes stay as they are."""
-    edit = Edit(model, "narrow-gradients")
-    small = with_halves(model)
+    small = with_halves(edit.model)
     found = False
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "ConstantQuantizeStochastic":
             found |= _narrowed(edit, node, small)
     if found:
         edit.functions([HIGH, LOW, NARROW])
-    return edit.done()
 
 
 def _narrowed(edit: Edit, node: onnx.NodeProto, small: set[str]) -> bool:

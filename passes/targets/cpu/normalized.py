@@ -30,14 +30,12 @@ def reciprocals(factor: float, largest: int) -> Array:
     return np.where(below, np.nextafter(near, np.float32(np.inf)), near)
 
 
-def normalized_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+def normalized_maps(edit: Edit) -> None:
     """The same x-hat of 8-bit maps, where the deviation has at most 12 bits."""
-    edit = Edit(model, "normalized-maps")
     edit.functions([AFFINE])
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "DirectQuantizeRatioHalfUp" and attributes(node)["to"] == T.INT8:
             _replace(edit, node)
-    return edit.done()
 
 
 def _replace(edit: Edit, node: onnx.NodeProto) -> None:

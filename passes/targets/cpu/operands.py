@@ -21,13 +21,12 @@ SEVEN_BITS = 127
 Preference = Callable[[Sequence[int], Sequence[int]], bool]
 
 
-def int8_images(model: onnx.ModelProto, prefers_int8: Preference) -> onnx.ModelProto:
+def int8_images(edit: Edit, prefers_int8: Preference) -> None:
     """The same sums: each ConvInteger of uint8 images takes them in int8, where they fit.
 
     prefers_int8: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether that is exact and faster.
     """
-    edit = Edit(model, "int8-images")
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type != "ConvInteger" or edit.dtype(node.input[0]) != T.UINT8:
             continue
         if not prefers_int8(edit.shape(node.input[0]), edit.shape(node.input[1])):
@@ -36,7 +35,6 @@ def int8_images(model: onnx.ModelProto, prefers_int8: Preference) -> onnx.ModelP
         if image is not None:
             zero = edit.put(0, np.int8)
             edit.replace(node, "ConvInteger", [image, node.input[1], zero, node.input[3]], **attributes(node))
-    return edit.done()
 
 
 def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:

@@ -27,11 +27,10 @@ PHASE = function(
 )  # fmt: skip
 
 
-def phases_by_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
+def phases_by_kernel(edit: Edit) -> None:
     """The same elements of 8-bit maps."""
-    edit = Edit(model, "phases-by-kernel")
     edit.functions([PHASE])
-    for node in model.graph.node:
+    for node in edit.nodes:
         shape = edit.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else []
         if len(shape) == 4 and edit.dtype(node.input[0]) in (T.INT8, T.UINT8):
             starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
@@ -39,7 +38,6 @@ def phases_by_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             if steps.min() >= 1 < steps.max() and shape[1] >= FEWEST:
                 _replace(edit, node, shape, np.array([starts, stops, steps]))
-    return edit.done()
 
 
 def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: Array) -> None:

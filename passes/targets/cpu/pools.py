@@ -16,15 +16,13 @@ from wageubn_onnx.passes.targets.nodes import attributes
 T = onnx.TensorProto
 
 
-def pools_from_taps(model: onnx.ModelProto) -> onnx.ModelProto:
+def pools_from_taps(edit: Edit) -> None:
     """The same maxima of uint8 maps, and the same choices."""
-    edit = Edit(model, "pools-from-taps")
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "MaxPool" and edit.dtype(node.output[0]) == T.UINT8 and (edit.bound(node.input[0]) or 255) < 255:
             hits = _hits(edit, node)
             if len(hits) > 1:
                 _replace(edit, node, hits)
-    return edit.done()
 
 
 def _hits(edit: Edit, pool: onnx.NodeProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:

@@ -5,8 +5,6 @@ A root that is rounded to the nearest is at least k where its radicand reaches t
 
 from __future__ import annotations
 
-import onnx
-
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.integer import BOUNDS, RADICAND
@@ -48,13 +46,11 @@ ROOT = function(
 )  # fmt: skip
 
 
-def stepwise_roots(model: onnx.ModelProto) -> onnx.ModelProto:
+def stepwise_roots(edit: Edit) -> None:
     """The same deviations."""
-    edit = Edit(model, "stepwise-roots")
     edit.functions([ROOT])
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "DirectQuantizeRootHalfUp":
             passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
             if passed["least"] >= 0 and passed["greatest"] <= GREATEST:
                 edit.replace(node, f"wageubn.{ROOT.name}", list(node.input), **passed)
-    return edit.done()

@@ -7,11 +7,14 @@ parameter; no tensor of data is in float. A sum becomes float32 first, which is 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 
+T = onnx.TensorProto
 EXACT = 2**24  # sums below this are exact in float32
 DEEPEST = 17  # the longest shift that is exact for all sums
 FARTHEST = 30  # by which any sum below EXACT becomes 0, as by each longer shift
@@ -24,8 +27,9 @@ def scale(edit: Edit, node: onnx.NodeProto, shift: str, more: int = 0) -> str:
     known = edit.constant(shift)
     if known is not None:
         return edit.put(np.ldexp(np.float32(1.0), -np.clip(known.reshape(-1) + more, -LEFT, FARTHEST)), np.float32)
-    near = edit.before(node, "Max", [shift, edit.put(-LEFT - more, np.int32)])
-    near = edit.before(node, "Min", [near, edit.put(FARTHEST - more, np.int32)])
-    index = edit.before(node, "Add", [near, edit.put(LEFT + more, np.int32)])
-    found = edit.before(node, "Gather", [edit.put(POWERS, np.float32), index])
-    return edit.before(node, "Reshape", [found, edit.put([-1], np.int64)])
+    shape = edit.shape(shift)
+    near = edit.declare(edit.before(node, "Max", [shift, edit.put(-LEFT - more, np.int32)]), T.INT32, shape)
+    near = edit.declare(edit.before(node, "Min", [near, edit.put(FARTHEST - more, np.int32)]), T.INT32, shape)
+    index = edit.declare(edit.before(node, "Add", [near, edit.put(LEFT + more, np.int32)]), T.INT32, shape)
+    found = edit.declare(edit.before(node, "Gather", [edit.put(POWERS, np.float32), index]), T.FLOAT, shape)
+    return edit.declare(edit.before(node, "Reshape", [found, edit.put([-1], np.int64)]), T.FLOAT, [math.prod(shape)])

@@ -38,11 +38,10 @@ STATIC = function(
 )  # fmt: skip
 
 
-def static_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
+def static_shifts(edit: Edit) -> None:
     """The same mantissas of direct quantizers that round half to even by a constant shift."""
-    edit = Edit(model, "static-shifts")
     edit.functions([STATIC])
-    for node in model.graph.node:
+    for node in edit.nodes:
         shift = edit.scalar(node.input[1]) if node.op_type == "DirectQuantize" else None
         if shift is not None and 0 <= shift <= SHIFT_LIMIT:
             passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
@@ -55,4 +54,3 @@ def static_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
                 edit.replace(node, "Clip", clip)
             else:
                 edit.replace(node, "Cast", [edit.before(node, "Clip", clip)], to=passed["to"])
-    return edit.done()

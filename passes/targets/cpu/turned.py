@@ -13,11 +13,10 @@ from wageubn_onnx.passes.targets.cpu.matrix import reverses, taps_first
 from wageubn_onnx.passes.targets.nodes import attributes
 
 
-def turned_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
+def turned_kernels(edit: Edit) -> None:
     """The same kernels int8 [I, O, KH, KW] of [O, I, KH, KW], and parts of them, such as errors of strided layers want."""
-    edit = Edit(model, "turned-kernels")
     turned: dict[str, str] = {}  # by their names with taps last: those with taps first
-    for node in model.graph.node:
+    for node in edit.nodes:
         if node.op_type == "Transpose" and attributes(node)["perm"] == [1, 0, 2, 3]:
             source = edit.maker(node.input[0], "Slice")
             if source is not None and reverses(edit, source) and edit.dtype(node.output[0]) == onnx.TensorProto.INT8:
@@ -25,7 +24,6 @@ def turned_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
                 _taps_last(edit, node, turned[node.output[0]], edit.shape(node.output[0]))
         elif node.op_type == "Slice" and node.input[0] in turned:
             _cut(edit, node, turned[node.input[0]])
-    return edit.done()
 
 
 def _turned(edit: Edit, anchor: onnx.NodeProto, kernel: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from wageubn_onnx.geometry import Window
 from wageubn_onnx.passes.targets.cpu.columns import flat_columns
+from wageubn_onnx.passes.targets.cpu.edit import rewritten
 
 Array = np.ndarray[Any, Any]
 N, CHANNELS, ERRORS = 3, 2, 4  # images, channels of the maps and of the errors
@@ -89,7 +90,7 @@ def run(model: onnx.ModelProto, **feeds: Array) -> list[Array]:
 @pytest.mark.parametrize("name", WINDOWS)
 def test_sums_are_the_same(name: str, as_int8: bool, pieces: int) -> None:
     before = gradient(*WINDOWS[name], pieces)
-    after = flat_columns(before, lambda image, kernel: as_int8)
+    after = rewritten(before, {"flat-columns": lambda edit: flat_columns(edit, lambda image, kernel: as_int8)})
     random = np.random.default_rng(0)
     # small errors, whose products no kernel saturates
     feeds = {

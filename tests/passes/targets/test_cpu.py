@@ -15,17 +15,9 @@ import networks
 from wageubn_onnx import Artifacts, Config, convert
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu import flat, for_cpu, passes_for, phases
-from wageubn_onnx.passes.targets.cpu.affine import affine_maps
-from wageubn_onnx.passes.targets.cpu.early import early_quantizers
-from wageubn_onnx.passes.targets.cpu.fused import fused_products
-from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
-from wageubn_onnx.passes.targets.cpu.joint import joint_updates
+from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
-from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
-from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
-from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
@@ -59,7 +51,12 @@ class Plain(Able):
         return False
 
 
-PASSES = passes_for(Able())
+def alone(rewrite: Rewrite) -> ModelPass:
+    """One pass and no other."""
+    return lambda model: rewritten(model, {"alone": rewrite})
+
+
+PASSES = {name: alone(rewrite) for name, rewrite in passes_for(Able()).items()}
 WHOLE: dict[str, ModelPass] = {
     "all": lambda model: for_cpu(model, Able()),
     "all but the fused": lambda model: for_cpu(model, Plain()),
@@ -128,36 +125,39 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
         known = {v.name: v.type.tensor_type.elem_type for v in typed.graph.value_info}
         return [known[n.input[0]] for n in typed.graph.node if n.op_type == "ConvInteger"]
 
-    whole, by_taps = tidy(inline(step)), tidy(inline(turned_kernels(step)))
+    whole, by_taps = tidy(inline(step)), tidy(inline(PASSES["turned-kernels"](step)))
     assert ops(by_taps).count("Gather") > ops(whole).count("Gather") and ops(by_taps).count("Slice") < ops(whole).count("Slice")
-    joint = ops(joint_updates(step))
+    joint = ops(PASSES["joint-updates"](step))
     assert joint.count("DirectQuantizeWide") < ops(step).count("DirectQuantizeWide")
-    assert "MaxPool" in ops(step) and "MaxPool" not in ops(pools_from_taps(step))
+    assert "MaxPool" in ops(step) and "MaxPool" not in ops(PASSES["pools-from-taps"](step))
     assert set(images(step)) == {onnx.TensorProto.UINT8}
-    assert set(images(int8_images(step, Able().prefers_int8))) == {onnx.TensorProto.INT8}
-    assert images(int8_images(step, lambda image, kernel: False)) == images(step)
-    assert "BitShift" in [n.op_type for f in uint32_hashes(step).functions if f.name == "RandomBits" for n in f.node]
+    assert set(images(PASSES["int8-images"](step))) == {onnx.TensorProto.INT8}
+    assert images(alone(lambda edit: int8_images(edit, lambda image, kernel: False))(step)) == images(step)
+    assert "BitShift" in [n.op_type for f in PASSES["uint32-hashes"](step).functions if f.name == "RandomBits" for n in f.node]
     if "fast" in str(artifacts.manifest["profile"]):  # the others have wider formats
-        narrowed = ops(narrow_gradients(step))
+        assert "FollowExponent" in ops(step) and "FollowExponent" not in ops(PASSES["bare-extremes"](step))
+        exponents = ops(PASSES["joint-states"](PASSES["bare-extremes"](step)))
+        assert exponents.count("ReduceMax") > 4 * exponents.count("FollowExponentExtremes") > 0
+        narrowed = ops(PASSES["narrow-gradients"](step))
         assert (
             narrowed.count("If")
             == ops(step).count("ConstantQuantizeStochastic") - narrowed.count("ConstantQuantizeStochastic")
             > 0
         )
-        assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(lean_moments(step, by_steps=False)))
-        assert "QLinearMul" in ops(lean_moments(step, by_steps=True))
-        fused = ops(fused_products(early_quantizers(step), Able().prefers_fused, Able().prefers_matrix))
+        assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(alone(lambda edit: lean_moments(edit, by_steps=False))(step)))
+        assert "QLinearMul" in ops(PASSES["lean-moments"](step))
+        fused = ops(PASSES["fused-products"](PASSES["early-quantizers"](step)))
         assert fused.count("ProductQuantize") > 4 and fused.count("MatrixQuantize") > 4
-        affine = ops(affine_maps(step))
+        affine = ops(PASSES["affine-maps"](step))
         assert affine.count("AffineQuantize") > 15 and affine.count("Greater") < ops(step).count("Greater")
-        assert ops(normalized_maps(step)).count("AffineQuantize") == ops(step).count("DirectQuantizeRootHalfUp")
+        assert ops(PASSES["normalized-maps"](step)).count("AffineQuantize") == ops(step).count("DirectQuantizeRootHalfUp")
 
 
 def test_both_branches_of_a_gradient_are_taken(artifacts: Artifacts) -> None:
     """A least exponent of the error wants the canonical nodes; an ordinary one does not."""
     if not has_unsigned():
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
-    model = inline(narrow_gradients(artifacts.files["int_training"]))
+    model = inline(PASSES["narrow-gradients"](artifacts.files["int_training"]))
     conditions = [n.input[0] for n in model.graph.node if n.op_type == "If"]
     if not conditions:
         pytest.skip("full8 has gradients of two parts, which stay as they are")

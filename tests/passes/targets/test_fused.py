@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.fused import fused_products
+from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.passes.targets.cpu.fused import Preference, fused_products
 from wageubn_onnx.passes.targets.cpu.normalized import LARGEST, LIFT, WEIGHT, reciprocals
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, FARTHEST, LEFT, POWERS
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -31,6 +32,10 @@ def always(image: object, kernel: object) -> bool:
 
 def never(image: object, kernel: object) -> bool:
     return False
+
+
+def with_fused(model: onnx.ModelProto, prefers_fused: Preference, prefers_matrix: Preference) -> onnx.ModelProto:
+    return rewritten(model, {"fused-products": lambda edit: fused_products(edit, prefers_fused, prefers_matrix)})
 
 
 def product(x: Array, w: Array) -> onnx.ModelProto:
@@ -78,7 +83,7 @@ def test_a_fused_product_near_every_tie(channels: int, as_matrix: bool) -> None:
     x = np.sign(w[0, :, 0, 0].astype(int))[None, :, None, None] * random.integers(100, 128, (2, channels, 8, 8))
     x = x.astype(np.int8)
     plain = product(x, w)
-    fused = fused_products(plain, never if as_matrix else always, always if as_matrix else never)
+    fused = with_fused(plain, never if as_matrix else always, always if as_matrix else never)
     inner = [n for node in fused.graph.node for a in node.attribute if a.HasField("g") for n in a.g.node]
     assert ("MatrixQuantize" if as_matrix else "ProductQuantize") in {n.op_type for n in [*fused.graph.node, *inner]}
     assert [n.op_type for n in fused.graph.node].count("If") == (channels == CHANNELS)
@@ -136,7 +141,7 @@ def test_windows_as_rows_of_a_matrix(name: str, kernel: str, is_signed: bool) ->
     plain.functions.extend([GRID["half_even"], ROUND_SHIFT["half_even"]])
     for node in plain.graph.node:
         node.name = node.output[0]
-    fused = fused_products(onnx.shape_inference.infer_shapes(plain), never, always)
+    fused = with_fused(onnx.shape_inference.infer_shapes(plain), never, always)
     assert [n.op_type for n in fused.graph.node].count("MatrixQuantize") == 1
     random = np.random.default_rng(0)
     feeds = {"x": random.integers(0, 256, (2, 6, 7, 8)).astype(np.uint8), "w": random.integers(-127, 128, shape).astype(np.int8)}

@@ -1,0 +1,44 @@
+"""Exponents that follow their tensors, in two parts: the tensor's extremes, and what they say, which is small and can wait."""
+
+from __future__ import annotations
+
+import onnx
+
+from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.nodes import attributes
+
+CALLS = ("FollowExponent", "FollowExponents")
+REDUCTIONS = ("ReduceMax", "ReduceMin")
+
+
+def bare_extremes(edit: Edit) -> None:
+    """The same exponents."""
+    bodies = {f.name: f for f in edit.model.functions if f.domain == DOMAIN and f.name in CALLS}
+    for node in edit.nodes:
+        if node.domain != DOMAIN or node.op_type not in bodies:
+            continue
+        body = bodies[node.op_type]
+        axes = [list(attributes(inner)["value_ints"]) for inner in body.node if inner.output[0] == "axes"]
+        shape = edit.shape(node.output[0])
+        extremes = []
+        for inner in body.node:
+            if inner.op_type in REDUCTIONS:
+                operands = [node.input[0], *(edit.put(a, "int64") for a in axes)]
+                extreme = edit.before(node, inner.op_type, operands, **attributes(inner))
+                extremes.append(edit.declare(extreme, edit.dtype(node.input[0]), shape))
+        edit.replace(node, f"{DOMAIN}.{node.op_type}Extremes", [*extremes, node.input[1]], **attributes(node))
+    edit.functions(map(_second_part, bodies.values()))
+
+
+def _second_part(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """``function`` of its tensor's extremes."""
+    part = onnx.FunctionProto()
+    part.CopyFrom(function)
+    part.name += "Extremes"
+    extremes = [node.output[0] for node in function.node if node.op_type in REDUCTIONS]
+    part.input[:] = [*extremes, function.input[1]]
+    kept = [node for node in function.node if node.op_type not in REDUCTIONS and node.output[0] != "axes"]
+    del part.node[:]
+    part.node.extend(kept)
+    return part
