@@ -24,6 +24,7 @@ from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
 from wageubn_onnx.passes.targets.cpu.joint import joint_states, joint_updates
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
+from wageubn_onnx.passes.targets.cpu.merged import merged_images
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.momentum import fused_momentum
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
@@ -93,6 +94,7 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
     """Those for the inlined and tidy step, in their order."""
     passes: dict[str, tuple[bool, ModelPass]] = {
         "channels-last": (machine.fused_is_exact, channels_last),
+        "merged-images": (machine.fused_is_exact, merged_images),
         "flat-tensors": (True, flat_tensors),
         "lazy-branches": (True, lazy_branches),
         "flips-by-addition": (machine.has_unsigned, flips_by_addition),

@@ -1,13 +1,18 @@
-"""Exponents that follow their tensors, in two parts: the tensor's extremes, and what they say, which is small and can wait."""
+"""Exponents that follow their tensors, in two parts: the tensor's extremes, and what they say, which is small and can wait.
+
+int8 is what becomes of uint8 by a flip of its sign bits and a Cast, on one thread: extremes are taken before these.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 
+T = onnx.TensorProto
 CALLS = ("FollowExponent", "FollowExponents")
 REDUCTIONS = ("ReduceMax", "ReduceMin")
 
@@ -19,14 +24,22 @@ def bare_extremes(edit: Edit) -> None:
         if node.domain != DOMAIN or node.op_type not in bodies:
             continue
         body = bodies[node.op_type]
+        signed = node.input[0]
+        flip = edit.put(128, np.uint8)
+        is_int8 = edit.dtype(signed) == T.INT8
+        raised = edit.before(node, "BitwiseXor", [edit.before(node, "Cast", [signed], to=T.UINT8), flip]) if is_int8 else signed
         axes = [list(attributes(inner)["value_ints"]) for inner in body.node if inner.output[0] == "axes"]
         shape = edit.shape(node.output[0])
         extremes = []
         for inner in body.node:
             if inner.op_type in REDUCTIONS:
-                operands = [node.input[0], *(edit.put(a, "int64") for a in axes)]
-                extreme = edit.before(node, inner.op_type, operands, **attributes(inner))
-                extremes.append(edit.declare(extreme, edit.dtype(node.input[0]), shape))
+                operands = [raised, *(edit.put(a, np.int64) for a in axes)]
+                dtype = T.UINT8 if is_int8 else edit.dtype(signed)
+                extreme = edit.declare(edit.before(node, inner.op_type, operands, **attributes(inner)), dtype, shape)
+                if is_int8:
+                    bits = edit.declare(edit.before(node, "BitwiseXor", [extreme, flip]), T.UINT8, shape)
+                    extreme = edit.declare(edit.before(node, "Cast", [bits], to=T.INT8), T.INT8, shape)
+                extremes.append(extreme)
         edit.replace(node, f"{DOMAIN}.{node.op_type}Extremes", [*extremes, node.input[1]], **attributes(node))
     edit.functions(map(_second_part, bodies.values()))
 

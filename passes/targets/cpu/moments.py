@@ -25,6 +25,8 @@ PIXELS = [2, 3]
 INT32 = 2**31
 STEP = 192  # of which a product of two maps is so many, 85 at most, and a rest of 96 at most
 PRODUCT = 86 * STEP  # above what a product of two maps is, and its steps alone
+RAISED = 128  # what int8 is more as uint8
+HIGH_RAISED = 130  # what the steps are more: STEP * (h + 130) is STEP * h + 128 by its lowest byte, which raises the rest, too
 
 # y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; x int8, mean and sigma int32 [1, C, 1, 1].
 # What is negative after the lift is cut off, so that it need not be rounded downward.
@@ -120,13 +122,17 @@ def _over_images(edit: Edit, node: onnx.NodeProto, sums: str) -> None:
     edit.replace(node, "ReduceSum", [sums, edit.put([0] if keep else CHANNELS, np.int64)], keepdims=keep)
 
 
-def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str, last: bool) -> str:
-    """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]. last: whether its channels will be last."""
+def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str, last: bool, zero: int = 0) -> str:
+    """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]. last: whether its channels will be last; only
+    then it may have another ``zero``."""
     n, c, h, w = edit.shape(x)
+    if last and edit.dtype(x) == T.INT8:
+        return _by_image(edit, anchor, _bits(edit, anchor, x)[1], last, RAISED)
     if last:
         turned = edit.before(anchor, "Transpose", [x], perm=[0, 2, 3, 1])
         columns = edit.before(anchor, "Reshape", [turned, edit.put([n, h * w, c], np.int64)])
-        sums = edit.before(anchor, "MatMulInteger", [edit.put(np.ones((1, h * w)), np.uint8), columns])
+        zeros = [edit.put(0, np.uint8), edit.put(zero, np.uint8)] if zero else []
+        sums = edit.before(anchor, "MatMulInteger", [edit.put(np.ones((1, h * w)), np.uint8), columns, *zeros])
     else:
         rows = edit.before(anchor, "Reshape", [x, edit.put([n * c, h * w], np.int64)])
         sums = edit.before(anchor, "MatMulInteger", [rows, edit.put(np.ones((h * w, 1)), np.int8)])
@@ -150,13 +156,15 @@ def _products(edit: Edit, node: onnx.NodeProto, axes: list[int]) -> None:
 def _products_by_image(edit: Edit, anchor: onnx.NodeProto, x: str, y: str) -> str:
     """The sums of x * y over H and W: int32 [N, C, 1, 1]."""
     one, float_step = (edit.put(value, np.float32) for value in (1, STEP))
-    zero, step = edit.put(0, np.int8), edit.put(STEP - 256, np.int8)  # int8 wraps
-    high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", [x, one, zero, y, one, zero, float_step, zero])
-    low, steps = edit.before(anchor, "Mul", [x, y]), edit.before(anchor, "Mul", [high, step])
-    rest = edit.before(anchor, "Sub", [low, steps])
+    zero, high_zero, step = (edit.put(value, np.uint8) for value in (RAISED, HIGH_RAISED, STEP))
+    (x_bits, x_raised), (y_bits, y_raised) = (_bits(edit, anchor, name) for name in (x, y))
+    operands = [x_raised, one, zero, y_raised, one, zero, float_step, high_zero]
+    high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", operands)
+    low, steps = edit.before(anchor, "Mul", [x_bits, y_bits]), edit.before(anchor, "Mul", [high, step])
+    rest = edit.before(anchor, "Sub", [low, steps])  # uint8 wraps
     for name in (high, rest):
-        edit.declare(name, T.INT8, edit.shape(x))
-    sums = [_by_image(edit, anchor, name, last=True) for name in (high, rest)]
+        edit.declare(name, T.UINT8, edit.shape(x))
+    sums = [_by_image(edit, anchor, name, True, zero) for name, zero in ((high, HIGH_RAISED), (rest, RAISED))]
     return edit.before(anchor, "Add", [edit.before(anchor, "Mul", [sums[0], edit.put(STEP, np.int32)]), sums[1]])
 
 
@@ -243,3 +251,10 @@ def _unsigned(edit: Edit, node: onnx.NodeProto) -> None:
     relu = edit.maker(node.input[0], "Max")
     x = relu.input[0] if relu is not None and edit.scalar(relu.input[1]) == 0 else node.input[0]
     edit.replace(node, "wageubn.DirectQuantizeUnsigned", [x], half=2 ** (shift - 1), divisor=2**shift, to=to, greatest=greatest)
+
+
+def _bits(edit: Edit, anchor: onnx.NodeProto, x: str) -> tuple[str, str]:
+    """int8 as uint8: its bits, and its values + 128. It came from uint8, by a Cast on one thread, which is spared so."""
+    bits = edit.declare(edit.before(anchor, "Cast", [x], to=T.UINT8), T.UINT8, edit.shape(x))
+    raised = edit.before(anchor, "BitwiseXor", [bits, edit.put(RAISED, np.uint8)])
+    return bits, edit.declare(raised, T.UINT8, edit.shape(x))

@@ -56,7 +56,10 @@ def alone(rewrite: Rewrite) -> ModelPass:
     return lambda model: rewritten(model, {"alone": rewrite})
 
 
-PASSES = {name: alone(rewrite) for name, rewrite in passes_for(Able()).items()}
+PASSES: dict[str, ModelPass] = {
+    name: (lambda model, name=name, rewrite=rewrite: rewritten(model, {name: rewrite}))  # type: ignore[misc]
+    for name, rewrite in passes_for(Able()).items()
+}
 WHOLE: dict[str, ModelPass] = {
     "all": lambda model: for_cpu(model, Able()),
     "all but the fused": lambda model: for_cpu(model, Plain()),
