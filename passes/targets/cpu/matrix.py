@@ -31,9 +31,9 @@ MATRIX = function(
     maps = Reshape (y, shape)
     raised = Max (maps, bottom)
     bounded = Min (raised, top)
-    turned = BitwiseXor (bounded, flip)
-    last = Cast <to: int = 3> (turned)
-    q = Transpose <perm: ints = [0, 3, 1, 2]> (last)
+    second = Transpose <perm: ints = [0, 3, 1, 2]> (bounded)
+    turned = BitwiseXor (second, flip)
+    q = Cast <to: int = 3> (turned)
     """,
 )  # fmt: skip
 

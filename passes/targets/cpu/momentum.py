@@ -1,11 +1,13 @@
 """Momentum in one kernel: the rounded sum of two 8-bit tensors, each by a factor, is a QLinearAdd.
 
 Its scales are the factors and a power of two, float32 parameters; the sums are small integers, exact in float32, and are rounded
-half to even. Where the sum itself is wanted, too, as the update wants it, 16 bits hold it.
+half to even. Where the sum itself is wanted, too, as the update wants it, it is a product of the row of factors and the tensors,
+one a row: casts run on one thread.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 
 T = onnx.TensorProto
-SHORT = 2**15  # int16 holds what is below
+SHORT = 2**15  # a kernel that adds pairs of products in int16 may not saturate
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def fused_momentum(edit: Edit) -> None:
         raised = edit.before(node, "Max", [added, edit.put(passed["least"], np.int8)])
         edit.replace(node, "Min", [raised, edit.put(passed["greatest"], np.int8)])
         if len(edit.readers[total.output[0]]) > 1:
-            edit.replace(total, "Cast", [_short_sum(edit, total, known)], to=T.INT32)
+            _replace_sum(edit, total, known)
     import_microsoft(edit.model)
 
 
@@ -73,9 +75,11 @@ def _constant(edit: Edit, name: str) -> int | None:
     return found if edit.scalar(maker.input[1]) == 0 and passed["least"] <= found <= passed["greatest"] else None
 
 
-def _short_sum(edit: Edit, anchor: onnx.NodeProto, terms: list[Term]) -> str:
-    parts = []
-    for term in terms:
-        part = edit.before(anchor, "Cast", [term.name], to=T.INT16)
-        parts.append(edit.before(anchor, "Mul", [part, edit.put(term.factor, np.int16)]))
-    return edit.before(anchor, "Add", parts)
+def _replace_sum(edit: Edit, total: onnx.NodeProto, terms: list[Term]) -> None:
+    """The sum as a product of the row of factors and the terms, one a row: in int32 at once."""
+    shape = edit.shape(total.output[0])
+    row = edit.put([1, math.prod(shape)], np.int64)
+    rows = [edit.before(total, "Reshape", [term.name, row]) for term in terms]
+    factors = edit.put([[term.factor for term in terms]], np.uint8)
+    product = edit.before(total, "MatMulInteger", [factors, edit.before(total, "Concat", rows, axis=0)])
+    edit.replace(total, "Reshape", [product, edit.put(shape, np.int64)])
