@@ -96,8 +96,8 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
         "channels-last": (machine.fused_is_exact, channels_last),
         "merged-images": (machine.fused_is_exact, merged_images),
         "flat-tensors": (True, flat_tensors),
-        "lazy-branches": (True, lazy_branches),
         "flips-by-addition": (machine.has_unsigned, flips_by_addition),
+        "lazy-branches": (True, lazy_branches),
         "masks-by-products": (machine.has_unsigned, masks_by_products),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.scales import EXACT, scale
+from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.quantizers.text import function
 
@@ -87,13 +87,15 @@ def _quantized(edit: Edit, node: onnx.NodeProto, shape: list[int]) -> None:
 
 
 def _mask(edit: Edit, node: onnx.NodeProto, shape: list[int]) -> None:
-    """x > 0 as 1 or 0, where x saturates; a choice between an 8-bit map and 0 is then a product."""
-    mask = _affine(edit, node, node.input[0], shape, edit.put(0, np.int32), (0, 0, 1))
+    """x > 0 as 255 or 0, since by the greatest scale all else saturates; a choice between an 8-bit map and 0 is then the product
+    of the mask, -1 as uint8, and of the map with its sign turned."""
+    mask = _affine(edit, node, node.input[0], shape, edit.put(-LEFT, np.int32), (0, 0, 255))
     if mask is None:
         return
     for choice in edit.readers[node.output[0]]:
         if choice.op_type == "Where" and edit.dtype(choice.output[0]) == T.UINT8 and edit.scalar(choice.input[2]) == 0:
-            edit.replace(choice, "Mul", [choice.input[1], mask])
+            turned = edit.before(choice, "Sub", [edit.put(0, np.uint8), choice.input[1]])
+            edit.replace(choice, "Mul", [turned, mask])
     edit.replace(node, "Cast", [mask], to=T.BOOL)
 
 

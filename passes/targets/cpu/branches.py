@@ -1,5 +1,5 @@
 """What one branch of an If alone reads, computed in that branch: a kernel turned around, say, for the canonical nodes that hardly
-ever run."""
+ever run. What nothing reads is not computed at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     placed: dict[Place, list[onnx.NodeProto]] = {}
     for node in reversed(model.graph.node):  # what reads its outputs has its place
         places = set().union(*(read_in.get(name, ()) for name in node.output))
+        if not places:
+            continue
         place = places.pop() if len(places) == 1 and node.op_type not in BRANCHING else None
         placed.setdefault(place, []).append(node)
         for name in node.input:

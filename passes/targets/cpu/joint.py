@@ -70,7 +70,7 @@ def _able(edit: Edit) -> list[onnx.NodeProto]:
         looks_up = node.op_type == "Gather" and not node.attribute and len(edit.shape(node.input[0])) == 1
         if looks_up and edit.constant(node.input[0]) is not None:
             operands = list(node.input[1:])
-        elif node.op_type == "Reshape":
+        elif node.op_type == "Reshape" and edit.maker(node.input[0], "Split") is None:  # what lay beside others is apart already
             operands = list(node.input[:1])
         elif node.op_type in (ELEMENTWISE if node.domain == "" else calls if node.domain == DOMAIN else ()):
             operands = list(node.input)
@@ -259,10 +259,14 @@ class _Joiner:
     def split(self, place: Joint) -> dict[str, str]:
         """The names of the parts, each with one axis: their own, where that is all they have."""
         if place not in self.parts:
-            parts = {part: part if len(self.edit.shape(part)) == 1 else f"{part}/part" for part in place.parts}
+            made_by = self.edit.made_by
+            parts = {part: part if len(self.edit.shape(part)) == 1 else f"{part}/{made_by}/part" for part in place.parts}
             self.parts[place] = parts
+            for (part, flat), size in zip(parts.items(), place.sizes, strict=True):
+                if part != flat:
+                    self.edit.declare(flat, self.edit.dtype(part), [size])
             self.alone.update(part for part, flat in parts.items() if part == flat)
-            sizes, split = self.edit.put(place.sizes, np.int64), f"{place.name}/{self.edit.made_by}/split"
+            sizes, split = self.edit.put(place.sizes, np.int64), f"{place.name}/{made_by}/split"
             self.nodes.append(helper.make_node("Split", [place.name, sizes], list(parts.values()), split, axis=0))
         return self.parts[place]
 

@@ -15,6 +15,7 @@ TEXT = """<ir_version: 9, opset_import: ["" : 18]>
         chain = Mul (source, source)
         once = Sub (chain, one)
         both = Abs (x)
+        unread = Add (once, both)
         outside = Neg (source)
         given = Add (outside, both)
         inside = Mul (outside, x)

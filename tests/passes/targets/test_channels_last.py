@@ -11,6 +11,7 @@ import pytest
 
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
@@ -139,3 +140,19 @@ def test_roots_are_the_canonical_ones_at_every_tie() -> None:
         scalars = {"count": count, "factor": factor, "offset": offset}
         feeds = {"total": total.reshape(1, -1, 1, 1), **{name: np.array(value, np.int64) for name, value in scalars.items()}}
         np.testing.assert_array_equal(run(inline(before), **feeds), run(inline(after), **feeds))
+
+
+def test_flips_are_additions_and_part_of_what_follows() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        g (uint8[256] x) => (uint8[256] flipped, uint8[256] minus) <uint8 flip = {128}, uint8 zero = {0}> {
+            flipped = BitwiseXor (x, flip)
+            minus = Sub (zero, flipped)
+        }"""
+    before = onnx.parser.parse_model(text)
+    after = flips_by_addition(before)
+    assert [(node.op_type, *node.input) for node in after.graph.node] == [("Add", "x", "flip"), ("Sub", "flip", "x")]
+    bits = np.arange(256).astype(np.uint8)
+    session = onnxruntime.InferenceSession(after.SerializeToString(), providers=["CPUExecutionProvider"])
+    flipped, minus = session.run(None, {"x": bits})
+    np.testing.assert_array_equal(flipped, bits ^ 128)
+    np.testing.assert_array_equal(minus, -(bits ^ 128))
