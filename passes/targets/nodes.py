@@ -117,6 +117,22 @@ def only_typed(graph: onnx.GraphProto) -> None:
         graph.value_info.extend(kept)
 
 
+def only_read(graph: onnx.GraphProto) -> None:
+    """Forget the initializers that no node of ``graph``, nor of a subgraph, reads: a runtime would warn of them."""
+    read = _read(graph)
+    kept = [t for t in graph.initializer if t.name in read]
+    if len(kept) < len(graph.initializer):
+        copies = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    inner = (a.g for node in graph.node for a in node.attribute if a.HasField("g"))
+    own = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
+    return own.union(*map(_read, inner))
+
+
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` without the nodes of its graph."""
     copy = onnx.ModelProto()

@@ -35,6 +35,7 @@ from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
+from wageubn_onnx.passes.targets.nodes import only_read
 from wageubn_onnx.passes.targets.tidy import tidy
 
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -110,6 +111,7 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: str = "") -> onnx.
         step = tidy(inline(step))
         for name, one_idea in inlined_passes_for(machine).items():
             step = step if name == without else one_idea(step)
+        only_read(step.graph)
     return step
 
 

@@ -173,6 +173,14 @@ def test_the_step_for_the_cpu_is_tidy(artifacts: Artifacts, tmp_path: Path) -> N
     step = for_cpu(artifacts.files["int_training"], Able())
     onnx.checker.check_model(step, full_check=True)
     assert not step.functions and "Constant" not in ops(step)
+
+    def read(graph: onnx.GraphProto) -> set[str]:
+        branches = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return {name for node in graph.node for name in node.input}.union(*map(read, branches))
+
+    wanted = read(step.graph) | {v.name for v in step.graph.output}
+    assert wanted.issuperset(t.name for t in step.graph.initializer)
+    assert [node.name for node in step.graph.node if wanted.isdisjoint(node.output)] == []
     assert len(step.graph.node) < len(tidy(inline(artifacts.files["int_training"])).graph.node) * 1.05
     assert {n.domain for n in step.graph.node if n.op_type == "QLinearConv"} <= {MICROSOFT}
     assert {i.name for i in step.graph.input} == {i.name for i in artifacts.files["int_training"].graph.input}
