@@ -18,6 +18,7 @@ from wageubn_onnx.passes.targets.tidy import BRANCHING
 LARGEST = 2**21  # elements of an image's maps: its sums, of 32 bits, should stay in the cache
 FLATTEST = 2**19  # the same of a depthwise kernel, which does little else than store them
 Shape = tuple[int, ...]
+Value = onnx.ValueInfoProto | onnx.TensorProto
 
 
 def merged_images(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,12 +35,11 @@ class _Merge:
     """A graph in the making: the main one, or a branch, which also reads what is ``outer``, around it. targets: names of the
     shapes asked for."""
 
-    def __init__(self, graph: onnx.GraphProto, outer: dict[str, Shape], targets: dict[Shape, str]) -> None:
+    def __init__(self, graph: onnx.GraphProto, outer: dict[str, Value], targets: dict[Shape, str]) -> None:
         self.graph, self.targets = graph, targets
         self.suffix = f"/merged/{graph.name}" if outer else "/merged"
-        self.shapes = outer | {t.name: tuple(t.dims) for t in graph.initializer}
-        for v in (*graph.input, *graph.output, *graph.value_info):
-            self.shapes[v.name] = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        self.values = outer | {v.name: v for v in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)}
+        self.shapes: dict[str, Shape] = {}
         self.makers: dict[str, onnx.NodeProto] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[tuple[str, Shape], str] = {}
@@ -48,10 +48,10 @@ class _Merge:
         """Fill the graph with these, in their new forms."""
         for node in nodes:
             self.makers |= dict.fromkeys(node.output, node)
-            if node.op_type in BRANCHING:
+            if node.op_type in BRANCHING and _convolves(node):
                 node = copied(node)
                 for branch in (a.g for a in node.attribute if a.HasField("g")):
-                    _Merge(branch, self.shapes, self.targets).rewrite([copied(inner) for inner in branch.node])
+                    _Merge(branch, self.values, self.targets).rewrite([copied(inner) for inner in branch.node])
             if node.op_type != "QLinearConv" or node.domain != MICROSOFT or not self.merge(node):
                 self.nodes.append(node)
         del self.graph.node[:]
@@ -61,7 +61,7 @@ class _Merge:
     def merge(self, node: onnx.NodeProto) -> bool:
         """Put a convolution of fewer, larger images in the place of ``node``, where it sees no neighbours."""
         described = attributes(node)
-        shape, kernel = self.shapes.get(node.input[0], ()), self.shapes.get(node.input[3], ())
+        shape, kernel = self.shape(node.input[0]), self.shape(node.input[3])
         if len(shape) != 4 or len(kernel) != 4 or any(described.get("pads", ())) or max(described.get("strides", (1,))) > 1:
             return False
         images, rows, columns, channels = shape
@@ -83,6 +83,16 @@ class _Merge:
         self.shapes[copy.output[0]] = (*fewer[:1], height, *fewer[2:3], kernel[0])
         self.reshape(copy.output[0], (images, height, columns, kernel[0]), node.output[0])
         return True
+
+    def shape(self, name: str) -> Shape:
+        """() where nothing is known."""
+        if name not in self.shapes:
+            value = self.values.get(name)
+            if isinstance(value, onnx.TensorProto):
+                self.shapes[name] = tuple(value.dims)
+            else:
+                self.shapes[name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim) if value is not None else ()
+        return self.shapes[name]
 
     def side_by_side(self, name: str, shape: Shape) -> str:
         """Maps that are the rows of one image, put together as rows of ``shape``; "" where they are not."""
@@ -113,3 +123,8 @@ class _Merge:
         self.nodes.append(helper.make_node("Reshape", [name, target], [output], f"{output}/reshape"))
         self.shapes[output] = shape
         return output
+
+
+def _convolves(node: onnx.NodeProto) -> bool:
+    """Whether a branch of ``node`` holds what might be merged."""
+    return any(inner.op_type == "QLinearConv" for a in node.attribute for inner in a.g.node)
