@@ -123,7 +123,7 @@ def _folded(
     operands = {name: constants[name] for name in inputs if name}
     if not operands or max(operand.size for operand in operands.values()) > LARGEST:
         return None
-    contents = tuple(_content(constants[name]) if name else None for name in inputs)
+    contents = tuple(content(constants[name]) if name else None for name in inputs)
     key = (node.op_type, len(node.output), contents, *(a.SerializeToString(deterministic=True) for a in node.attribute))
     if key not in results:
         values = [onnx.ValueInfoProto(name=name) for name in operands]
@@ -135,7 +135,8 @@ def _folded(
     return found if max(result.size for result in found) <= LARGEST else None
 
 
-def _content(value: Array) -> tuple[str, tuple[int, ...], bytes]:
+def content(value: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """What tells constants from each other."""
     return value.dtype.str, value.shape, value.tobytes()
 
 
@@ -167,7 +168,7 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
         for position, name in enumerate(inputs):
             if name in constants:
                 value = constants[name]
-                key = _content(value)
+                key = content(value)
                 if key not in stored:
                     stored[key] = name
                     graph.initializer.append(numpy_helper.from_array(value, name))

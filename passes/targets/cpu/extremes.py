@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
 
@@ -25,14 +26,15 @@ def bare_extremes(edit: Edit) -> None:
             continue
         body = bodies[node.op_type]
         signed = node.input[0]
-        flip = edit.put(128, np.uint8)
         is_int8 = edit.dtype(signed) == T.INT8
-        raised = edit.before(node, "BitwiseXor", [edit.before(node, "Cast", [signed], to=T.UINT8), flip]) if is_int8 else signed
-        axes = [list(attributes(inner)["value_ints"]) for inner in body.node if inner.output[0] == "axes"]
+        raised = lifted(edit, node, signed) if is_int8 else signed
+        flip = edit.put(128, np.uint8)
+        makers = {inner.output[0]: inner for inner in body.node}
         shape = edit.shape(node.output[0])
         extremes = []
         for inner in body.node:
             if inner.op_type in REDUCTIONS:
+                axes = [attributes(makers[name])["value_ints"] for name in inner.input[1:]]
                 operands = [raised, *(edit.put(a, np.int64) for a in axes)]
                 dtype = T.UINT8 if is_int8 else edit.dtype(signed)
                 extreme = edit.declare(edit.before(node, inner.op_type, operands, **attributes(inner)), dtype, shape)
@@ -51,7 +53,7 @@ def _second_part(function: onnx.FunctionProto) -> onnx.FunctionProto:
     part.name += "Extremes"
     extremes = [node.output[0] for node in function.node if node.op_type in REDUCTIONS]
     part.input[:] = [*extremes, function.input[1]]
-    kept = [node for node in function.node if node.op_type not in REDUCTIONS and node.output[0] != "axes"]
+    kept = [node for node in function.node if node.op_type not in REDUCTIONS]
     del part.node[:]
     part.node.extend(kept)
     return part

@@ -21,7 +21,7 @@ from onnx import helper
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.flat import ELEMENTWISE
-from wageubn_onnx.passes.targets.tidy import captured
+from wageubn_onnx.passes.targets.tidy import captured, content
 
 SMALL = 2048  # elements: of more, the time goes by elements
 Key = tuple[Any, ...]
@@ -161,7 +161,7 @@ def _fixed(node: onnx.NodeProto) -> list[str]:
 def _content(edit: Edit, name: str) -> Key:
     """What tells constants from each other; another tensor's name."""
     value = edit.constant(name)
-    return (name,) if value is None else (value.dtype.str, value.shape, value.tobytes())
+    return (name,) if value is None else content(value)
 
 
 class _Joiner:

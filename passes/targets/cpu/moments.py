@@ -15,6 +15,7 @@ import math
 import numpy as np
 import onnx
 
+from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.quantizers.text import function
@@ -126,8 +127,8 @@ def _by_image(edit: Edit, anchor: onnx.NodeProto, x: str, last: bool, zero: int 
     """The sums of an 8-bit tensor [N, C, H, W] over H and W: int32 [N, C, 1, 1]. last: whether its channels will be last; only
     then it may have another ``zero``."""
     n, c, h, w = edit.shape(x)
-    if last and edit.dtype(x) == T.INT8:
-        return _by_image(edit, anchor, _bits(edit, anchor, x)[1], last, RAISED)
+    if last and edit.dtype(x) == T.INT8:  # of the uint8 that it came from: a Cast runs on one thread
+        x, zero = lifted(edit, anchor, x), RAISED
     if last:
         turned = edit.before(anchor, "Transpose", [x], perm=[0, 2, 3, 1])
         columns = edit.before(anchor, "Reshape", [turned, edit.put([n, h * w, c], np.int64)])
@@ -157,10 +158,10 @@ def _products_by_image(edit: Edit, anchor: onnx.NodeProto, x: str, y: str) -> st
     """The sums of x * y over H and W: int32 [N, C, 1, 1]."""
     one, float_step = (edit.put(value, np.float32) for value in (1, STEP))
     zero, high_zero, step = (edit.put(value, np.uint8) for value in (RAISED, HIGH_RAISED, STEP))
-    (x_bits, x_raised), (y_bits, y_raised) = (_bits(edit, anchor, name) for name in (x, y))
-    operands = [x_raised, one, zero, y_raised, one, zero, float_step, high_zero]
+    operands = [lifted(edit, anchor, x), one, zero, lifted(edit, anchor, y), one, zero, float_step, high_zero]
     high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", operands)
-    low, steps = edit.before(anchor, "Mul", [x_bits, y_bits]), edit.before(anchor, "Mul", [high, step])
+    bits = [edit.before(anchor, "Cast", [name], to=T.UINT8) for name in (x, y)]
+    low, steps = edit.before(anchor, "Mul", bits), edit.before(anchor, "Mul", [high, step])
     rest = edit.before(anchor, "Sub", [low, steps])  # uint8 wraps
     for name in (high, rest):
         edit.declare(name, T.UINT8, edit.shape(x))
@@ -251,10 +252,3 @@ def _unsigned(edit: Edit, node: onnx.NodeProto) -> None:
     relu = edit.maker(node.input[0], "Max")
     x = relu.input[0] if relu is not None and edit.scalar(relu.input[1]) == 0 else node.input[0]
     edit.replace(node, "wageubn.DirectQuantizeUnsigned", [x], half=2 ** (shift - 1), divisor=2**shift, to=to, greatest=greatest)
-
-
-def _bits(edit: Edit, anchor: onnx.NodeProto, x: str) -> tuple[str, str]:
-    """int8 as uint8: its bits, and its values + 128. It came from uint8, by a Cast on one thread, which is spared so."""
-    bits = edit.declare(edit.before(anchor, "Cast", [x], to=T.UINT8), T.UINT8, edit.shape(x))
-    raised = edit.before(anchor, "BitwiseXor", [bits, edit.put(RAISED, np.uint8)])
-    return bits, edit.declare(raised, T.UINT8, edit.shape(x))
