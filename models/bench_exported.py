@@ -22,6 +22,7 @@ from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.torch_step import TorchStep
 
 WARM_UP = 4
+PAUSE = 0.1  # seconds in which the other's threads go to sleep
 
 
 class ExportedStep:
@@ -32,6 +33,7 @@ class ExportedStep:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = options.enable_mem_reuse = False
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         model = str(folder / self.manifest["step"]["model"])
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -64,6 +66,7 @@ def main() -> None:
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(WARM_UP + args.rounds):
         for step, seconds in zip(steps, times, strict=True):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             step.step(images, labels)
             seconds += [time.perf_counter() - start] * (turn >= WARM_UP)

@@ -6,7 +6,7 @@ each still says its layer, data path and pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class _Scope:
     prefix: str = ""
     rename: Callable[[str], str] = field(default=lambda name: name)
     attributes: dict[str, onnx.AttributeProto] = field(default_factory=dict)
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: Sequence[onnx.StringStringEntryProto] = ()
     calls: tuple[Key, ...] = ()
 
 
@@ -85,10 +85,12 @@ class _Inliner:
             copy.name = _unique(f"{scope.prefix}/{node.name or next(filter(None, node.output), node.op_type)}", self.nodes)
             copy.input[:] = map(scope.rename, node.input)
             copy.output[:] = map(scope.rename, node.output)
-            own = {p.key: p.value for p in node.metadata_props}
-            del copy.metadata_props[:]
-            for key, value in (own | dict(scope.metadata)).items():
-                copy.metadata_props.add(key=key, value=value)
+            if node.metadata_props:
+                passed = {p.key for p in scope.metadata}
+                own = [p for p in node.metadata_props if p.key not in passed]
+                del copy.metadata_props[:]
+                copy.metadata_props.extend(own)
+            copy.metadata_props.extend(scope.metadata)
         if any(a.ref_attr_name or a.HasField("g") or a.graphs for a in node.attribute):
             del copy.attribute[:]
             for attribute in node.attribute:
@@ -134,8 +136,7 @@ class _Inliner:
             return names[name]
 
         attributes = {a.name: a for a in (*function.attribute_proto, *call.attribute)}
-        metadata = tuple((p.key, p.value) for p in call.metadata_props)
-        inner_scope = _Scope(prefix, rename, attributes, metadata, (*scope.calls, key))
+        inner_scope = _Scope(prefix, rename, attributes, call.metadata_props, (*scope.calls, key))
         yield from self.flat(function.node, inner_scope)
         for source, target in copies:
             node = onnx.helper.make_node("Identity", [source], [target], _unique(f"{prefix}/Identity", self.nodes))

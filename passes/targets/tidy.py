@@ -6,7 +6,7 @@ The time in which a runtime plans and loads a graph grows faster than its number
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
     kept: list[onnx.NodeProto] = []
     makers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] not in outputs:
+            constants[node.output[0]] = _value(node.attribute[0])
+            continue
         inputs = [renamed.get(name, name) for name in node.input]
         free = not outputs.intersection(node.output)  # an output of the graph keeps its node
         same = (_unchanged(node, inputs, types, constants) or _undone(node, inputs, types, makers)) if free else None
@@ -62,7 +65,7 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
             node = _reading(node, inputs)
         kept.append(node)
         makers |= dict.fromkeys(node.output, node)
-    return _assembled(model, _needed(kept, outputs), constants)
+    return _assembled(model, needed(kept, outputs), constants)
 
 
 def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
@@ -147,12 +150,12 @@ def _value(attribute: onnx.AttributeProto) -> Array:
     return np.asarray(onnx.helper.get_attribute_value(attribute), np.int64)
 
 
-def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Those that an output depends on; ``nodes`` are in topological order."""
-    needed, found = set(outputs), []
+    read, found = set(outputs), []
     for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input, captured([node]) if node.op_type in BRANCHING else ())
+        if not read.isdisjoint(node.output):
+            read.update(node.input, captured([node]) if node.op_type in BRANCHING else ())
             found.append(node)
     return found[::-1]
 
@@ -163,26 +166,26 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
     graph = result.graph
     del graph.initializer[:]
     stored: dict[tuple[Any, ...], str] = {}
+    stands_for: dict[str, str] = {}
     for node in nodes:
-        inputs = list(node.input)
-        for position, name in enumerate(inputs):
-            if name in constants:
-                value = constants[name]
-                key = content(value)
-                if key not in stored:
-                    stored[key] = name
-                    graph.initializer.append(numpy_helper.from_array(value, name))
-                inputs[position] = stored[key]
+        read = list(node.input)
+        for name in read:
+            if name in constants and name not in stands_for:
+                stands_for[name] = stored.setdefault(content(constants[name]), name)
+        inputs = [stands_for.get(name, name) for name in read]
         graph.node.append(node)
-        if inputs != list(node.input):
+        if inputs != read:
             graph.node[-1].input[:] = inputs
-        for branch in (a.g for a in graph.node[-1].attribute if node.op_type in BRANCHING and a.HasField("g")):
-            needed = _needed(list(branch.node), {output.name for output in branch.output})
-            branch.ClearField("node")
-            branch.node.extend(needed)
-    for name in captured(nodes):
-        if name in constants and name not in stored.values():
-            graph.initializer.append(numpy_helper.from_array(constants[name], name))
+        if node.op_type not in BRANCHING:
+            continue
+        for branch in (a.g for a in graph.node[-1].attribute if a.HasField("g")):
+            inner = needed(branch.node, [output.name for output in branch.output])
+            if len(inner) < len(branch.node):
+                copies = list(map(copied, inner))
+                branch.ClearField("node")
+                branch.node.extend(copies)
+    kept = dict.fromkeys(stored.values()) | dict.fromkeys(sorted(captured(nodes) & constants.keys()))
+    graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in kept)
     made = {name for node in nodes for name in node.output}
     types = [v for v in graph.value_info if v.name in made]
     del graph.value_info[:]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
+PAUSE = 0.1  # seconds in which threads that spin go to sleep: onnxruntime's take tens of milliseconds
 NAMES = {
     "int": "integer, onnxruntime",
     "fp32": "FP32, onnxruntime",
@@ -170,7 +172,8 @@ class _Worker:
         return lines[-1] if lines else "its process ended without a word"
 
     def time_round(self) -> float:
-        """Run one round and return its seconds a step."""
+        """Run one round and return its seconds a step, once no thread of the one before waits for work any more."""
+        time.sleep(PAUSE)
         with suppress(BrokenPipeError):  # a dead process: read() says why
             if self._process.stdin:
                 self._process.stdin.write("round\n")

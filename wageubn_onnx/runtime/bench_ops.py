@@ -59,7 +59,6 @@ def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "step")
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
         feeds = _first_feeds(artifacts, session)
         for _ in range(steps + 1):

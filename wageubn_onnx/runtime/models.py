@@ -12,6 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from wageubn_onnx.errors import WageubnError
 
+SPIN = "1000"  # microseconds in which idle threads wait for more work; else tens of milliseconds, on cores that others want
 LOAD_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -28,7 +29,7 @@ def open_model(model: Path, threads: int | None = None, optimize: bool = True) -
     threads: within an operator (None: onnxruntime's own choice). optimize: let onnxruntime rewrite the graph.
     Raises WageubnError where onnxruntime refuses the file.
     """
-    return _open(model, str(model), threads, optimize)
+    return _open(model, str(model), session_options(threads, optimize))
 
 
 def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.InferenceSession:
@@ -36,37 +37,35 @@ def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.
     proto = onnx.load(model)
     known = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    return _open(model, proto.SerializeToString(), threads)
+    return _open(model, proto.SerializeToString(), session_options(threads))
 
 
 def open_lowered(model: Path, content: bytes, threads: int | None = None, optimize: bool = False) -> ort.InferenceSession:
-    """Open the step that `for_cpu` made of ``model``.
-
-    Without onnxruntime's plan of memory, whose making takes longer than all else for graphs as deep as a training step, and which
-    holds more memory than tensors that come and go.
-    """
-    return _open(model, content, threads, optimize, lowered_options(threads))
+    """Open the step that `for_cpu` made of ``model``."""
+    return _open(model, content, lowered_options(threads, optimize))
 
 
-def lowered_options(threads: int | None = None) -> ort.SessionOptions:
-    """What `open_lowered` asks of onnxruntime."""
+def session_options(threads: int | None = None, optimize: bool = True) -> ort.SessionOptions:
+    """What every session of this package asks of onnxruntime."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.enable_mem_pattern = options.enable_mem_reuse = False
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
-
-
-def _open(
-    model: Path, content: str | bytes, threads: int | None, optimize: bool = True, options: ort.SessionOptions | None = None
-) -> ort.InferenceSession:
-    options = options or ort.SessionOptions()
-    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def lowered_options(threads: int | None = None, optimize: bool = False) -> ort.SessionOptions:
+    """The same for what `for_cpu` made: without a plan of memory, whose making takes longer than all else for graphs as deep as
+    a training step, and which holds more memory than tensors that come and go."""
+    options = session_options(threads, optimize)
+    options.enable_mem_pattern = options.enable_mem_reuse = False
+    return options
+
+
+def _open(model: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.passes.targets.nodes import without_nodes
+from wageubn_onnx.passes.targets.tidy import needed
 
 T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
@@ -21,7 +22,7 @@ Rewrite = Callable[["Edit"], None]  # a pass
 
 
 def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite]) -> onnx.ModelProto:
-    """``model`` after these passes, by their names, one after the other; what nothing needs any more is left for `tidy`."""
+    """``model`` after these passes, by their names, one after the other."""
     edit = Edit(model)
     for name, rewrite in passes.items():
         edit.begin(name)
@@ -36,9 +37,7 @@ class Edit:
         self.model = without_nodes(model)
         self.made_by = ""
         graph = self.model.graph
-        self.nodes = list(model.graph.node)
-        self.makers: dict[str, onnx.NodeProto] = {}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        self.arrange(model.graph.node)
         self._constants = {t.name: t for t in graph.initializer}
         values = (*graph.input, *graph.output, *graph.value_info)
         self._types = {v.name: v.type.tensor_type for v in values}
@@ -51,25 +50,47 @@ class Edit:
         """Start the pass ``made_by``, which the metadata of what it puts in will name."""
         self.made_by = made_by
         self._settle()
-        self.makers = {name: node for node in self.nodes for name in node.output if name}
-        self.readers = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
 
     def done(self) -> onnx.ModelProto:
-        """The model."""
+        """The model, without what nothing needs any more."""
         self._settle()
-        self.model.graph.node.extend(self.nodes)
+        self.model.graph.node.extend(needed(self.nodes, [output.name for output in self.model.graph.output]))
         return self.model
 
+    def arrange(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Take ``nodes``, in their order, in the place of all that there are."""
+        self.nodes: list[onnx.NodeProto] = []
+        self.makers: dict[str, onnx.NodeProto] = {}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            self._append(self.nodes, node)
+
     def _settle(self) -> None:
+        if not self._before and not self._dropped:
+            return
         nodes: list[onnx.NodeProto] = []
+        gone: dict[int, onnx.NodeProto] = {}
         for node in self.nodes:
-            nodes += self._before.get(node.name, [])
-            if node.name not in self._dropped:
+            name = node.name
+            for new in self._before.get(name, ()):
+                self._append(nodes, new)
+            if name in self._dropped:
+                gone[id(node)] = node
+            else:
                 nodes.append(node)
+        for name in {name for node in gone.values() for name in node.output}:
+            if id(self.makers[name]) in gone:
+                del self.makers[name]
+        for name in {name for node in gone.values() for name in node.input}:
+            self.readers[name] = [reader for reader in self.readers[name] if id(reader) not in gone]
         self.nodes, self._before, self._dropped = nodes, {}, set()
+
+    def _append(self, nodes: list[onnx.NodeProto], node: onnx.NodeProto) -> None:
+        nodes.append(node)
+        for name in node.output:
+            self.makers[name] = node
+        for name in node.input:
+            self.readers.setdefault(name, []).append(node)
 
     # ---- what is there ----
 

@@ -7,7 +7,8 @@ of its own, at several times the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 import onnx
@@ -35,10 +36,10 @@ def flat_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _flatten(
-    graph: onnx.GraphProto, before: Sequence[onnx.NodeProto], outer: dict[str, Shape], targets: dict[Shape, str]
+    graph: onnx.GraphProto, before: Sequence[onnx.NodeProto], outer: MutableMapping[str, Shape], targets: dict[Shape, str]
 ) -> None:
     """Fill ``graph`` with the nodes ``before``, rewritten. outer: shapes around it. targets: names of the shapes asked for."""
-    shapes = outer | _shapes(graph)
+    shapes = ChainMap(_shapes(graph), outer) if outer else _shapes(graph)
     suffix = f"/flat/{graph.name}" if outer else "/flat"
     long = {node.output[0] for node in before if _is_long(node, shapes)}
     keeps = {v.name for v in graph.output} | captured(before)  # the names that something else wants
@@ -85,7 +86,7 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     return found
 
 
-def _is_long(node: onnx.NodeProto, shapes: dict[str, Shape]) -> bool:
+def _is_long(node: onnx.NodeProto, shapes: MutableMapping[str, Shape]) -> bool:
     """Whether ``node`` works element by element on a tensor whose last size is 1, beside others like it and scalars alone."""
     shape = shapes.get(node.output[0], ())
     if node.op_type not in ELEMENTWISE or len(shape) < 2 or shape[-1] != 1 or math.prod(shape) < LEAST:

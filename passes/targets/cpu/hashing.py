@@ -1,4 +1,5 @@
-"""Random bits in uint32, which wraps by itself, instead of int64 with masks; the last mixing step only touches bits not kept."""
+"""Random bits in uint32, which wraps by itself, instead of int64 with masks; the last mixing step only touches bits not kept, and
+what seed and step make of each other is made once for all tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from wageubn_onnx.quantizers.text import function
 
 LONG = 2**16  # numbers from which on their counters are made run by run
 
-_START = """
+STEP = function(
+    "StepHash", (), "(seed, number) => (hash)",
+    """
     mask = Constant <value_int: int = 4294967295> ()
     seed_64 = Cast <to: int = 7> (seed)
     number_64 = Cast <to: int = 7> (number)
@@ -16,9 +19,14 @@ _START = """
     k1 = wageubn.HashMix (k0)
     k2 = Add (k1, number_64)
     k3 = BitwiseAnd (k2, mask)
-    k4 = wageubn.HashMix (k3)
+    hash = wageubn.HashMix (k3)
+    """,
+)  # fmt: skip
+
+_START = """
+    mask = Constant <value_int: int = 4294967295> ()
     id = Constant <value_int: int = @tensor> ()
-    k5 = Add (k4, id)
+    k5 = Add (hash, id)
     k6 = BitwiseAnd (k5, mask)
     start = wageubn.HashMix (k6)
     first = Cast <to: int = 12> (start)
@@ -35,7 +43,7 @@ _END = """
     """
 
 RANDOM = function(
-    "RandomBits", ("tensor", "count"), "(seed, number) => (bits)",
+    "HashedBits", ("tensor", "count"), "(hash) => (bits)",
     _START + """
     n = Cast <to: int = 6> (n64)
     zero = Constant <value: tensor = int32 {0}> ()
@@ -52,7 +60,7 @@ RANDOM = function(
 # In a run of 2^16 counters x = 2^16 run + 2^8 i + j, the mixed x ^ (x >> 16) is a sum of what i and what j decide, and so is its
 # product with the factor: one addition makes it.
 RANDOM_LONG = function(
-    "RandomBitsLong", ("tensor", "count"), "(seed, number) => (bits)",
+    "HashedBitsLong", ("tensor", "count"), "(hash) => (bits)",
     _START + """
     zero = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
@@ -101,8 +109,13 @@ RANDOM_LONG = function(
 
 def uint32_hashes(edit: Edit) -> None:
     """The same bits."""
-    if any(f.name == RANDOM.name for f in edit.model.functions):
-        edit.functions([RANDOM, RANDOM_LONG])
+    hashes: dict[tuple[str, ...], str] = {}
     for node in edit.nodes:
-        if node.op_type == RANDOM.name and attributes(node)["count"] >= LONG:
-            edit.replace(node, f"wageubn.{RANDOM_LONG.name}", node.input, **attributes(node))
+        if node.op_type == "RandomBits":
+            given, passed = tuple(node.input), attributes(node)
+            if given not in hashes:
+                hashes[given] = edit.before(node, f"wageubn.{STEP.name}", given)
+            body = RANDOM_LONG if passed["count"] >= LONG else RANDOM
+            edit.replace(node, f"wageubn.{body.name}", [hashes[given]], **passed)
+    if hashes:
+        edit.functions([STEP, RANDOM, RANDOM_LONG])

@@ -59,7 +59,7 @@ def _join(edit: Edit, with_early: bool) -> None:
     for members in _groups(edit, late.values()):
         join.put(members)
     join.alone_all(value.name for value in edit.model.graph.output)
-    edit.nodes = [*start, *others, *join.nodes]
+    edit.arrange([*start, *others, *join.nodes])
 
 
 def _able(edit: Edit) -> list[onnx.NodeProto]:
@@ -95,7 +95,9 @@ def _elementwise(functions: dict[str, onnx.FunctionProto]) -> set[str]:
             return True
         return node.op_type in (*ELEMENTWISE, "Gather")
 
-    for _ in functions:  # a function may call those that are found later
+    known = -1
+    while len(found) > known:  # a function may call those that are found later
+        known = len(found)
         for name, function in functions.items():
             lists = {node.output[0] for node in function.node if node.op_type == "Constant" and _is_list(node)}
             looked_up = {node.input[0] for node in function.node if node.op_type == "Gather"}

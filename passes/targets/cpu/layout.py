@@ -8,7 +8,8 @@ something else reads a map, or gives one with its channels second, a Transpose s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,15 +53,15 @@ class _Layout:
 
     def __init__(self, graph: onnx.GraphProto, constants: dict[Constant, str], outer: _Layout | None = None) -> None:
         self.graph, self.constants, self.is_branch = graph, constants, outer is not None
-        self.types: dict[str, tuple[int, Shape]] = dict(outer.types) if outer else {}
-        self.values: dict[str, onnx.TensorProto] = dict(outer.values) if outer else {}
-        self.last: dict[str, str] = dict(outer.last) if outer else {}
+        self.types: MutableMapping[str, tuple[int, Shape]] = ChainMap({}, outer.types) if outer else {}
+        self.values: MutableMapping[str, onnx.TensorProto] = ChainMap({}, outer.values) if outer else {}
+        self.last: MutableMapping[str, str] = ChainMap({}, outer.last) if outer else {}
         self.turned: set[str] = set(outer.turned) if outer else set()
-        self.renamed: dict[str, str] = dict(outer.renamed) if outer else {}
+        self.renamed: MutableMapping[str, str] = ChainMap({}, outer.renamed) if outer else {}
         self.first: dict[str, str] = {}  # maps whose channels come first, which a channel's extremes want
         self.suffix = f"/last/{graph.name}" if outer else "/last"
-        self.values |= {t.name: t for t in graph.initializer}
-        self.types |= {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
+        self.values.update((t.name, t) for t in graph.initializer)
+        self.types.update((t.name, (t.data_type, tuple(t.dims))) for t in graph.initializer)
         for v in (*graph.input, *graph.output, *graph.value_info):
             kind = v.type.tensor_type
             self.types[v.name] = kind.elem_type, tuple(d.dim_value for d in kind.shape.dim)

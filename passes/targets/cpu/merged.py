@@ -6,7 +6,8 @@ into the order that its products want. Where a kernel sees no neighbours, the ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 import onnx
@@ -35,10 +36,12 @@ class _Merge:
     """A graph in the making: the main one, or a branch, which also reads what is ``outer``, around it. targets: names of the
     shapes asked for."""
 
-    def __init__(self, graph: onnx.GraphProto, outer: dict[str, Value], targets: dict[Shape, str]) -> None:
+    def __init__(self, graph: onnx.GraphProto, outer: MutableMapping[str, Value], targets: dict[Shape, str]) -> None:
         self.graph, self.targets = graph, targets
         self.suffix = f"/merged/{graph.name}" if outer else "/merged"
-        self.values = outer | {v.name: v for v in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)}
+        stated = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
+        own: MutableMapping[str, Value] = {v.name: v for v in stated}
+        self.values = ChainMap(own, outer) if outer else own
         self.shapes: dict[str, Shape] = {}
         self.makers: dict[str, onnx.NodeProto] = {}
         self.nodes: list[onnx.NodeProto] = []

@@ -13,6 +13,7 @@ step = manifest["step"]
 options = onnxruntime.SessionOptions()
 options.enable_mem_pattern = options.enable_mem_reuse = False  # no plan of memory: it would take longer than all else
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the step is as the kernels want it
+options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")  # threads leave the cores to others between steps
 session = onnxruntime.InferenceSession(str(folder / step["model"]), options, providers=["CPUExecutionProvider"])
 state = dict(np.load(folder / manifest["state_file"]))
 batch = next(i.shape[0] for i in session.get_inputs() if i.name == step["images"])
