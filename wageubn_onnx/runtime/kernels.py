@@ -29,11 +29,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.affine import BYTE
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
-from wageubn_onnx.passes.targets.cpu.moments import HIGH_RAISED, RAISED, STEP
+from wageubn_onnx.passes.targets.cpu.moments import RAISED, STEP
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, import_microsoft
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
@@ -224,34 +225,39 @@ def fused_is_exact() -> bool:
 
 
 def _products_are_near() -> bool:
-    """Whether all products of int8, as uint8, leave a rest of 8 bits."""
-    x, y, high = _of_all_pairs("QLinearMul", 1, STEP, RAISED, HIGH_RAISED)
-    return bool((abs(x * y - STEP * high) < 128).all())
+    """Whether all products of int8, as uint8, with int8 and with uint8 leave a rest of 8 bits."""
+    runs = [_of_all_pairs("QLinearMul", 1, STEP, (RAISED, zero, RAISED)) for zero in (RAISED, 0)]
+    return all(bool((abs(x * y - STEP * high) < 128).all()) for x, y, high in runs)
 
 
 def _sums_are_exact() -> bool:
-    """Whether 3/4 of one int8 and 1/4 of another are rounded half to even, for all of them."""
+    """Whether 3/4 of one int8 and 1/4 of another are rounded half to even, for all of them; and fractions and multiples of the
+    sum of two, as uint8."""
     x, y, total = _of_all_pairs("QLinearAdd", 3, 4)
-    return bool((total == np.rint((3 * x + y) / 4)).all())
+    exact = bool((total == np.rint((3 * x + y) / 4)).all())
+    for shift in range(-BYTE, BYTE, 3):
+        x, y, total = _of_all_pairs("QLinearAdd", 1, 2.0**shift, (RAISED, RAISED, RAISED))
+        exact &= bool((total == np.clip(np.rint((x + y) / 2.0**shift), -128, 127)).all())
+    return exact
 
 
-def _of_all_pairs(kind: str, scale: int, step: int, zero: int = 0, result_zero: int = 0) -> tuple[Array, Array, Array]:
-    """All pairs of int8, and what a kernel of com.microsoft makes of the first by ``scale`` and the second, in ``step``s;
-    as uint8 with these zero points where there are some."""
-    numbers = np.arange(-128, 128)
-    x, y = np.meshgrid(numbers, numbers)
-    dtype, kind_of_all = (np.uint8, T.UINT8) if zero else (np.int8, T.INT8)
+def _of_all_pairs(kind: str, scale: int, step: float, zeros: tuple[int, int, int] = (0, 0, 0)) -> tuple[Array, Array, Array]:
+    """All pairs of 8 bits, and what a kernel of com.microsoft makes of the first by ``scale`` and the second, in ``step``s;
+    int8, or uint8 with these zero points where there are some."""
+    dtype, kind_of_all = (np.uint8, T.UINT8) if any(zeros) else (np.int8, T.INT8)
+    x, y = np.meshgrid(*[np.arange(256, dtype=np.uint8).view(dtype)] * 2)
     scales: dict[str, Any] = {"scale": np.float32(scale), "one": np.float32(1), "step": np.float32(step)}
-    scales |= {"zero": dtype(zero), "result_zero": dtype(result_zero)}
-    operands = ["x", "scale", "zero", "y", "one", "zero", "step", "result_zero"]
+    scales |= {name: dtype(zero) for name, zero in zip(("x_zero", "y_zero", "z_zero"), zeros, strict=True)}
+    operands = ["x", "scale", "x_zero", "y", "one", "y_zero", "step", "z_zero"]
     node = helper.make_node(kind, operands, ["z"], domain=MICROSOFT)
     inputs = [helper.make_tensor_value_info(name, kind_of_all, x.shape) for name in "xy"]
     constants = [numpy_helper.from_array(np.array(value), name) for name, value in scales.items()]
     graph = helper.make_graph([node], "pairs", inputs, [helper.make_tensor_value_info("z", kind_of_all, None)], constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     session = _session(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
-    (z,) = session.run(None, {"x": (x + zero).astype(dtype), "y": (y + zero).astype(dtype)})
-    return x, y, np.asarray(z).astype(int) - result_zero
+    (z,) = session.run(None, {"x": x, "y": y})
+    found = [np.asarray(value).astype(int) - zero for value, zero in zip((x, y, z), zeros, strict=True)]
+    return found[0], found[1], found[2]
 
 
 def _measured(shape: Shape) -> Measured:

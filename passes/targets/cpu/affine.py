@@ -1,7 +1,8 @@
 """What is linear in 8-bit maps, with a factor and an offset a channel, in one kernel: BN's activation, its error, sums of errors.
 
 round((w1*x1 + w2*x2 + ... + b) / 2^shift) is a depthwise QLinearConv, whose kernel has one row for each map: laid below one
-another, a channel's maps are the rows of one image. One such pass takes the place of some ten over int32 maps.
+another, a channel's maps are the rows of one image. One such pass takes the place of some ten over int32 maps. The sum of two
+maps as they are is a QLinearAdd, which needs no such image.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.quantizers.text import function
 
 T = onnx.TensorProto
 MOST_ROWS = 6  # more cost what they save
 GREATEST = 127  # of an int8 factor
+BYTE = 8  # by which any 8-bit sum but 0 saturates, as by each longer shift to the left
 
 # q = round((x - zero) * w * scale + bias * scale) for each channel, half to even, plus y_zero, in bottom..top
 # x uint8 [N, C, R, P], w int8 [C, 1, R, 1], bias int32 [C], scale float32 [1] or [C]; q uint8 [N, C, 1, P]
@@ -64,6 +66,7 @@ class Linear:
 def affine_maps(edit: Edit) -> None:
     """The same mantissas of quantizers to 8 bits that round half to even, and the same masks."""
     edit.functions([AFFINE])
+    import_microsoft(edit.model)
     for node in edit.nodes:
         shape = edit.shape(node.output[0]) if node.output else []
         if len(shape) != 4 or math.prod(shape) == shape[1]:  # one number a channel is no map
@@ -118,6 +121,8 @@ def _affine(
     fits = all(not t.weight or (edit.bound(t.weight) or EXACT) <= GREATEST for t in rows_of)
     if bound >= EXACT or not fits:
         return None
+    if not offsets and [(t.weight, t.times) for t in rows_of] == [("", 1)] * 2 and math.prod(edit.shape(shift)) == 1:
+        return _sum_of_two(edit, node, [t.map for t in rows_of], scale(edit, node, shift, -factor, BYTE), limits)
     channels, count = shape[1], len(rows_of)
     x, zero = _image(edit, node, rows_of, shape)
     weights = [_weight(edit, node, t, channels) for t in rows_of]
@@ -132,6 +137,17 @@ def _affine(
     operands = [x, edit.put(zero, np.uint8), w, scale(edit, node, shift, -factor), bias, *ends]
     q = edit.before(node, "wageubn.AffineQuantize", operands, kernel_shape=[count, 1], group=channels)
     return edit.before(node, "Reshape", [q, edit.put(shape, np.int64)]) if count > 1 else q
+
+
+def _sum_of_two(edit: Edit, node: onnx.NodeProto, maps: list[str], by: str, limits: tuple[int, int, int]) -> str:
+    """The rounded sum of two maps, times ``by``, float32 [1]."""
+    one, zero = edit.put(1, np.float32), edit.put(128, np.uint8)
+    y_zero, *ends = (edit.put(v, np.uint8) for v in limits)
+    by = edit.before(node, "Reshape", [by, edit.put([], np.int64)])
+    operands = [operand for m in maps for operand in (lifted(edit, node, m), by, zero)]
+    y = edit.before(node, f"{MICROSOFT}.QLinearAdd", [*operands, one, y_zero])
+    edit.declare(y, T.UINT8, edit.shape(maps[0]))
+    return edit.before(node, "Min", [edit.before(node, "Max", [y, ends[0]]), ends[1]])
 
 
 def finish(edit: Edit, node: onnx.NodeProto, q: str) -> None:

@@ -329,6 +329,6 @@ RULES: dict[str, Callable[[_Layout, onnx.NodeProto], bool]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Transpose": _transpose,
-    **dict.fromkeys(("Identity", "QLinearMul", *ELEMENTWISE), _elementwise),
+    **dict.fromkeys(("Identity", "QLinearAdd", "QLinearMul", *ELEMENTWISE), _elementwise),
     **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare"), _reduction),
 }

@@ -4,8 +4,8 @@ channel added once.
 The canonical step subtracts the mean from every element and squares that in int64. With x the mantissas and k, m the unit and
 mean of a channel, sum((kx - m)^2) = k^2 sum(x^2) - 2km sum(x) + n m^2, exactly, and what takes int64 is as small as [N, C].
 
-A product of two maps of 8 bits is 192 h + r, where QLinearMul gives h, to the nearest, and the product's lowest byte then tells
-r: both are maps of 8 bits, whose sums are products with ones again.
+A product of two maps of 8 bits is 255 h + r, where QLinearMul gives h, to the nearest, and r is the product plus h by its lowest
+byte: both are maps of 8 bits, whose sums are products with ones again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ T = onnx.TensorProto
 CHANNELS = [0, 2, 3]  # the axes that a channel's sum runs over
 PIXELS = [2, 3]
 INT32 = 2**31
-STEP = 192  # of which a product of two maps is so many, 85 at most, and a rest of 96 at most
-PRODUCT = 86 * STEP  # above what a product of two maps is, and its steps alone
-RAISED = 128  # what int8 is more as uint8
-HIGH_RAISED = 130  # what the steps are more: STEP * (h + 130) is STEP * h + 128 by its lowest byte, which raises the rest, too
+STEP = 255  # of which a product of int8 and uint8 is so many, 128 at most, and a rest of 127 at most; odd, so that none is a tie
+PRODUCT = 129 * STEP  # above what such a product is, and its steps alone
+RAISED = 128  # what int8 is more as uint8, and so are steps and rests
 
 # y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; x int8, mean and sigma int32 [1, C, 1, 1].
 # What is negative after the lift is cut off, so that it need not be rounded downward.
@@ -155,18 +154,27 @@ def _products(edit: Edit, node: onnx.NodeProto, axes: list[int]) -> None:
 
 
 def _products_by_image(edit: Edit, anchor: onnx.NodeProto, x: str, y: str) -> str:
-    """The sums of x * y over H and W: int32 [N, C, 1, 1]."""
-    one, float_step = (edit.put(value, np.float32) for value in (1, STEP))
-    zero, high_zero, step = (edit.put(value, np.uint8) for value in (RAISED, HIGH_RAISED, STEP))
-    operands = [lifted(edit, anchor, x), one, zero, lifted(edit, anchor, y), one, zero, float_step, high_zero]
+    """The sums of x * y over H and W: int32 [N, C, 1, 1].
+
+    Of a square the lowest byte is the same where x is raised. Else y stays raised, a number from 0 to 255, and the sums of x,
+    which the gradient of beta is made of, say by how much that is too much.
+    """
+    is_square = x == y
+    raised, other = lifted(edit, anchor, x), lifted(edit, anchor, y)
+    one, step = (edit.put(value, np.float32) for value in (1, STEP))
+    zero, none = (edit.put(value, np.uint8) for value in (RAISED, 0))
+    operands = [raised, one, zero, other, one, zero if is_square else none, step, zero]
     high = edit.before(anchor, f"{MICROSOFT}.QLinearMul", operands)
-    bits = [edit.before(anchor, "Cast", [name], to=T.UINT8) for name in (x, y)]
-    low, steps = edit.before(anchor, "Mul", bits), edit.before(anchor, "Mul", [high, step])
-    rest = edit.before(anchor, "Sub", [low, steps])  # uint8 wraps
+    bits = raised if is_square else edit.before(anchor, "Cast", [x], to=T.UINT8)
+    rest = edit.before(anchor, "Add", [edit.before(anchor, "Mul", [bits, other]), high])  # uint8 wraps
     for name in (high, rest):
         edit.declare(name, T.UINT8, edit.shape(x))
-    sums = [_by_image(edit, anchor, name, True, zero) for name, zero in ((high, HIGH_RAISED), (rest, RAISED))]
-    return edit.before(anchor, "Add", [edit.before(anchor, "Mul", [sums[0], edit.put(STEP, np.int32)]), sums[1]])
+    steps, rests = (_by_image(edit, anchor, name, True, RAISED) for name in (high, rest))
+    sums = edit.before(anchor, "Add", [edit.before(anchor, "Mul", [steps, edit.put(STEP, np.int32)]), rests])
+    if is_square:
+        return sums
+    surplus = edit.before(anchor, "Mul", [_by_image(edit, anchor, x, True), edit.put(RAISED, np.int32)])
+    return edit.before(anchor, "Sub", [sums, surplus])
 
 
 def _squares(edit: Edit, node: onnx.NodeProto, by_steps: bool) -> bool:
