@@ -21,7 +21,7 @@ from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.fused import fused_products
 from wageubn_onnx.passes.targets.cpu.halves import halved_weights
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
-from wageubn_onnx.passes.targets.cpu.joint import joint_states, joint_updates
+from wageubn_onnx.passes.targets.cpu.joint import joint_states
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
@@ -32,6 +32,7 @@ from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.cpu.reshapes import single_reshapes
 from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
@@ -65,7 +66,6 @@ class Machine(Protocol):
 def passes_for(machine: Machine) -> dict[str, Rewrite]:
     """The passes for ``machine``, in their order."""
     passes: dict[str, tuple[bool, Rewrite]] = {
-        "joint-updates": (True, joint_updates),
         "early-quantizers": (True, early_quantizers),
         "fused-products": (
             machine.fused_is_exact,
@@ -97,6 +97,7 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
         "channels-last": (machine.fused_is_exact, channels_last),
         "merged-images": (machine.fused_is_exact, merged_images),
         "flat-tensors": (True, flat_tensors),
+        "single-reshapes": (True, single_reshapes),
         "flips-by-addition": (machine.has_unsigned, flips_by_addition),
         "lazy-branches": (True, lazy_branches),
         "masks-by-products": (machine.has_unsigned, masks_by_products),

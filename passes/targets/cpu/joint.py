@@ -36,19 +36,10 @@ class Joint:
     sizes: tuple[int, ...]
 
 
-def joint_updates(edit: Edit) -> None:
-    """The same states; what leads to them joined."""
-    _join(edit, with_early=False)
-
-
 def joint_states(edit: Edit) -> None:
-    """The same states; what depends on the given ones alone joined, too."""
-    _join(edit, with_early=True)
-
-
-def _join(edit: Edit, with_early: bool) -> None:
+    """The same states; what leads to them joined, and what depends on the given ones alone."""
     able = {node.output[0]: node for node in _able(edit)}
-    early = _early(edit, able) if with_early else {}
+    early = _early(edit, able)
     late = _late(edit, {name: node for name, node in able.items() if name not in early})
     others = [node for node in edit.nodes if node.output[0] not in early and node.output[0] not in late]
     join = _Joiner(edit)
@@ -70,7 +61,7 @@ def _able(edit: Edit) -> list[onnx.NodeProto]:
         looks_up = node.op_type == "Gather" and not node.attribute and len(edit.shape(node.input[0])) == 1
         if looks_up and edit.constant(node.input[0]) is not None:
             operands = list(node.input[1:])
-        elif node.op_type == "Reshape" and edit.maker(node.input[0], "Split") is None:  # what lay beside others is apart already
+        elif node.op_type == "Reshape":
             operands = list(node.input[:1])
         elif node.op_type in (ELEMENTWISE if node.domain == "" else calls if node.domain == DOMAIN else ()):
             operands = list(node.input)

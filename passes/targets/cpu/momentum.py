@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.passes.targets.cpu.joint import SMALL
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 
 T = onnx.TensorProto
@@ -34,6 +35,8 @@ def fused_momentum(edit: Edit) -> None:
         total = edit.maker(node.input[0], "Add") if node.op_type == "DirectQuantize" else None
         shift, passed = edit.scalar(node.input[1]) if total is not None else None, attributes(node)
         if total is None or shift is None or shift < 0 or passed["to"] != T.INT8:
+            continue
+        if math.prod(edit.shape(node.output[0])) <= SMALL:  # `joint-states` has one node for all of these
             continue
         terms = [_term(edit, name) for name in total.input]
         if None in terms or sum(128 * term.factor for term in terms if term is not None) >= SHORT:
