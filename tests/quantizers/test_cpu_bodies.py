@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels import EXACT, Array, Kernel, call_model, same, tensors
 
 from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, ROUND
-from wageubn_onnx.passes.targets.cpu.hashing import RANDOM, RANDOM_LONG
+from wageubn_onnx.passes.targets.cpu.hashing import RANDOM, RANDOM_LONG, STEP
 from wageubn_onnx.passes.targets.cpu.moments import NORMALIZE, UNSIGNED
 from wageubn_onnx.passes.targets.cpu.narrow import LARGEST, LEAST, LIMIT, NARROW
 from wageubn_onnx.quantizers import floating, reference
@@ -87,14 +88,20 @@ def test_rounded_halves(least: int, greatest: int) -> None:
     same(kernel(high, rest)[0], np.clip(reference.rescale(w, 16), least, greatest), "rounded")
 
 
+def random_bits(body: onnx.FunctionProto, seed: int, step: int, tensor: int, count: int) -> Array:
+    (hashed,) = Kernel(call_model(STEP, (I32, I32), [floating.MIX]))(seed, step)
+    (bits,) = Kernel(call_model(body, (np.int64,), [floating.MIX], tensor=tensor, count=count))(hashed)
+    return bits
+
+
 def test_random_bits_run_by_run() -> None:
     """Counters that start anywhere in a run, and that pass the end of 32 bits."""
     count = 2 * 2**16 + 300
     for seed in range(12):
-        (bits,) = Kernel(call_model(RANDOM_LONG, (I32, I32), [floating.MIX], tensor=seed, count=count))(seed, 3)
+        bits = random_bits(RANDOM_LONG, seed, 3, seed, count)
         same(bits, reference.random_bits(seed, 3, seed, count), f"seed {seed}")
     wraps = next(seed for seed in range(10**6) if starts_at(seed) > 2**32 - 2**16)
-    (bits,) = Kernel(call_model(RANDOM_LONG, (I32, I32), [floating.MIX], tensor=5, count=count))(wraps, 3)
+    bits = random_bits(RANDOM_LONG, wraps, 3, 5, count)
     same(bits, reference.random_bits(wraps, 3, 5, count), f"seed {wraps}, which wraps")
 
 
@@ -104,9 +111,8 @@ def starts_at(seed: int) -> int:
 
 
 def test_random_bits_without_masks() -> None:
-    mix = floating.MIX
     for seed, step, tensor, count in [(0, 0, 0, 5), (-1, 7, 2**32 - 1, 1000), (-(2**31), 2**31 - 1, 0x9E3779B9, 70_000)]:
-        (bits,) = Kernel(call_model(RANDOM, (I32, I32), [mix], tensor=tensor, count=count))(seed, step)
+        bits = random_bits(RANDOM, seed, step, tensor, count)
         same(bits, reference.random_bits(seed, step, tensor, count), f"{seed} {step}")
 
 

@@ -147,6 +147,12 @@ class Edit:
             return own["greatest"]
         if maker.op_type == "AffineQuantize":
             return self.scalar(maker.input[7])
+        if maker.op_type in ("ProductQuantize", "MatrixQuantize") and self.dtype(name) == T.INT8:
+            ends = [self.scalar(end) for end in maker.input[4:6]]  # 128 more than what they bound
+            return max(abs(end - 128) for end in ends if end is not None) if None not in ends else None
+        if maker.op_type == "If":  # `choose` keeps the quantizer itself in the other branch
+            kept = next(a.g.node[-1] for a in maker.attribute if a.name == "else_branch")
+            return self._bound_by(kept, kept.output[0])
         bits_alone = maker.op_type == "Cast" and {self.dtype(name), self.dtype(maker.input[0])} == {T.INT8, T.UINT8}
         if maker.op_type in MOVES and not bits_alone:
             return self.bound(maker.input[0])

@@ -1,6 +1,7 @@
 """Exponents that follow their tensors, in two parts: the tensor's extremes, and what they say, which is small and can wait.
 
-int8 is what becomes of uint8 by a flip of its sign bits and a Cast, on one thread: extremes are taken before these.
+int8 is what becomes of uint8 by a flip of its sign bits and a Cast, on one thread: extremes are taken before these. A channel's
+exponent follows from the greatest size alone.
 """
 
 from __future__ import annotations
@@ -31,19 +32,31 @@ def bare_extremes(edit: Edit) -> None:
         flip = edit.put(128, np.uint8)
         makers = {inner.output[0]: inner for inner in body.node}
         shape = edit.shape(node.output[0])
+        of_channels = any(len(inner.input) > 1 for inner in body.node if inner.op_type in REDUCTIONS)
+        sized = is_int8 and of_channels and (edit.bound(signed) or 128) < 128
+        if sized:
+            raised = _sizes(edit, node, raised)
         extremes = []
         for inner in body.node:
             if inner.op_type in REDUCTIONS:
                 axes = [attributes(makers[name])["value_ints"] for name in inner.input[1:]]
                 operands = [raised, *(edit.put(a, np.int64) for a in axes)]
                 dtype = T.UINT8 if is_int8 else edit.dtype(signed)
-                extreme = edit.declare(edit.before(node, inner.op_type, operands, **attributes(inner)), dtype, shape)
+                kind = "ReduceMax" if sized else inner.op_type  # the least is of no interest then
+                extreme = edit.declare(edit.before(node, kind, operands, **attributes(inner)), dtype, shape)
                 if is_int8:
                     bits = edit.declare(edit.before(node, "BitwiseXor", [extreme, flip]), T.UINT8, shape)
                     extreme = edit.declare(edit.before(node, "Cast", [bits], to=T.INT8), T.INT8, shape)
                 extremes.append(extreme)
         edit.replace(node, f"{DOMAIN}.{node.op_type}Extremes", [*extremes, node.input[1]], **attributes(node))
     edit.functions(map(_second_part, bodies.values()))
+
+
+def _sizes(edit: Edit, node: onnx.NodeProto, raised: str) -> str:
+    """128 + |x| of 128 + x, x from -127: where an extreme costs more than two passes, one is enough then."""
+    mirrored = edit.before(node, "Sub", [edit.put(0, np.uint8), raised])  # uint8 wraps
+    sizes = edit.before(node, "Max", [raised, mirrored])
+    return edit.declare(sizes, T.UINT8, edit.shape(node.input[0]))
 
 
 def _second_part(function: onnx.FunctionProto) -> onnx.FunctionProto:
