@@ -85,7 +85,7 @@ def passes_for(machine: Machine) -> dict[str, Rewrite]:
         "flat-columns": (True, lambda edit: flat_columns(edit, machine.prefers_int8)),
         "turned-kernels": (True, turned_kernels),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
-        "bare-extremes": (True, bare_extremes),
+        "bare-extremes": (True, lambda edit: bare_extremes(edit, machine.has_unsigned)),
         "joint-states": (True, joint_states),
     }
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}

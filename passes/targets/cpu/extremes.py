@@ -19,8 +19,8 @@ CALLS = ("FollowExponent", "FollowExponents")
 REDUCTIONS = ("ReduceMax", "ReduceMin")
 
 
-def bare_extremes(edit: Edit) -> None:
-    """The same exponents."""
+def bare_extremes(edit: Edit, by_size: bool) -> None:
+    """The same exponents. by_size: whether uint8 has its arithmetic, so that a channel's greatest size can be taken."""
     bodies = {f.name: f for f in edit.model.functions if f.domain == DOMAIN and f.name in CALLS}
     for node in edit.nodes:
         if node.domain != DOMAIN or node.op_type not in bodies:
@@ -33,7 +33,7 @@ def bare_extremes(edit: Edit) -> None:
         makers = {inner.output[0]: inner for inner in body.node}
         shape = edit.shape(node.output[0])
         of_channels = any(len(inner.input) > 1 for inner in body.node if inner.op_type in REDUCTIONS)
-        sized = is_int8 and of_channels and (edit.bound(signed) or 128) < 128
+        sized = by_size and is_int8 and of_channels and (edit.bound(signed) or 128) < 128
         if sized:
             raised = _sizes(edit, node, raised)
         extremes = []
