@@ -1,12 +1,14 @@
 """An exported step against PyTorch's FP32 step in one process: `python models/bench_exported.py DIR EXPORTED [--rounds 12]`.
 
 DIR is what `convert` wrote, EXPORTED what `export --target onnxruntime DIR` did; the step is run from its manifest alone, as a
-program without this package would. The two take turns, step by step; a ratio compares two steps in a row. Needs PyTorch.
+program without this package would. The two take turns, step by step; a ratio compares two steps in a row. What two threads do
+together depends on where their cores are, which a host may change: rounds are told apart by it (`cores.py`). Needs PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -18,11 +20,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from cores import round_trip
+from wageubn_onnx.runtime.bench import PAUSE
 from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.runtime.models import SPIN
 from wageubn_onnx.runtime.torch_step import TorchStep
 
 WARM_UP = 4
-PAUSE = 0.1  # seconds in which the other's threads go to sleep
+APART = 1.4  # times the shortest round trip between the cores, from which on they count as farther apart
 
 
 class ExportedStep:
@@ -33,7 +38,7 @@ class ExportedStep:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = options.enable_mem_reuse = False
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         model = str(folder / self.manifest["step"]["model"])
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -51,7 +56,7 @@ class ExportedStep:
 
 
 def main() -> None:
-    """Print the median ratio, with the least and the greatest."""
+    """Print the median ratio, with the least and the greatest, of rounds with the cores near each other, and of others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("exported", type=Path, metavar="EXPORTED")
@@ -63,15 +68,33 @@ def main() -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, steps[1].image_shape, dtype=np.uint8)
     labels = generator.integers(0, steps[1].classes, len(images), dtype=np.int32)
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(WARM_UP + args.rounds):
-        for step, seconds in zip(steps, times, strict=True):
+    for _ in range(WARM_UP):
+        for step in steps:
+            step.step(images, labels)
+    distances, ratios = [round_trip()], []
+    for _ in range(args.rounds):
+        times = []
+        for step in steps:
             time.sleep(PAUSE)
             start = time.perf_counter()
             step.step(images, labels)
-            seconds += [time.perf_counter() - start] * (turn >= WARM_UP)
-    ratios = [theirs / ours for ours, theirs in zip(*times, strict=True)]
-    print(f"{median(ratios):.2f} times PyTorch's speed ({min(ratios):.2f} to {max(ratios):.2f} over {args.rounds} rounds)")
+            times.append(time.perf_counter() - start)
+        ratios.append(times[1] / times[0])
+        distances.append(round_trip())
+    limit = APART * min(distances)
+    pairs = list(itertools.pairwise(distances))  # before and after a round
+    for name, chosen in (
+        ("all", pairs),
+        ("near", [pair for pair in pairs if max(pair) < limit]),
+        ("apart", [pair for pair in pairs if min(pair) >= limit]),
+    ):
+        found = [ratio for ratio, pair in zip(ratios, pairs, strict=True) if pair in chosen]
+        if found and (name == "all" or len(found) < len(ratios)):
+            trips = [trip for pair in chosen for trip in pair]
+            print(
+                f"{median(found):.2f} times PyTorch's speed ({min(found):.2f} to {max(found):.2f}) over {len(found)} rounds, "
+                f"{name}: {min(trips)} to {max(trips)} ns between the cores"
+            )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from wageubn_onnx.passes.targets.nodes import MICROSOFT, import_microsoft
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.files import write_text
+from wageubn_onnx.runtime.models import session_options
 
 T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
@@ -365,8 +366,5 @@ def _matrix(x: Array, w: Array, shift: int) -> Callable[[], Array]:
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of constants that a form does not read
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as steps run
+    options = session_options(threads=1, optimize=False)  # as steps run
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -46,7 +46,7 @@ def open_lowered(model: Path, content: bytes, threads: int | None = None, optimi
 
 
 def session_options(threads: int | None = None, optimize: bool = True) -> ort.SessionOptions:
-    """What every session of this package asks of onnxruntime."""
+    """What a session asks of onnxruntime: to be quiet, and not to keep cores that it has no work for."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)

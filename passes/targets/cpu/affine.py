@@ -122,7 +122,7 @@ def _affine(
     if bound >= EXACT or not fits:
         return None
     if not offsets and [(t.weight, t.times) for t in rows_of] == [("", 1)] * 2 and math.prod(edit.shape(shift)) == 1:
-        return _sum_of_two(edit, node, [t.map for t in rows_of], scale(edit, node, shift, -factor, BYTE), limits)
+        return _sum_of_two(edit, node, [t.map for t in rows_of], scale(edit, node, shift, -factor, BYTE, axes=0), limits)
     channels, count = shape[1], len(rows_of)
     x, zero = _image(edit, node, rows_of, shape)
     weights = [_weight(edit, node, t, channels) for t in rows_of]
@@ -140,10 +140,9 @@ def _affine(
 
 
 def _sum_of_two(edit: Edit, node: onnx.NodeProto, maps: list[str], by: str, limits: tuple[int, int, int]) -> str:
-    """The rounded sum of two maps, times ``by``, float32 [1]."""
+    """The rounded sum of two maps, times ``by``, float32 []."""
     one, zero = edit.put(1, np.float32), edit.put(128, np.uint8)
     y_zero, *ends = (edit.put(v, np.uint8) for v in limits)
-    by = edit.before(node, "Reshape", [by, edit.put([], np.int64)])
     operands = [operand for m in maps for operand in (lifted(edit, node, m), by, zero)]
     y = edit.before(node, f"{MICROSOFT}.QLinearAdd", [*operands, one, y_zero])
     edit.declare(y, T.UINT8, edit.shape(maps[0]))

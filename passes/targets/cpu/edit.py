@@ -42,6 +42,7 @@ class Edit:
         values = (*graph.input, *graph.output, *graph.value_info)
         self._types = {v.name: v.type.tensor_type for v in values}
         self._shapes: dict[str, list[int]] = {}
+        self._bounds: dict[str, int] = {}  # of what took the place of a quantizer
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._dropped: set[str] = set()
         self._count = 0
@@ -133,26 +134,21 @@ class Edit:
         value = self.constant(name)
         if value is not None:
             return int(abs(value.astype(np.int64)).max(initial=0))
-        found = self._bound_by(self.makers[name], name) if name in self.makers else None
-        if found is not None:
-            return found
+        known = self._known_bound(name)
+        if known is not None:
+            return known
         return 128 if self.dtype(name) == T.INT8 else 255 if self.dtype(name) == T.UINT8 else None
 
-    def _bound_by(self, maker: onnx.NodeProto, name: str) -> int | None:
-        """What ``maker`` says of its output ``name``."""
+    def _known_bound(self, name: str) -> int | None:
+        """What its maker says of ``name``, or said what made it before: whatever takes a node's place gives the same integers."""
+        maker = self.makers.get(name)
+        if maker is None or name in self._bounds:
+            return self._bounds.get(name)
         own = {a.name: int(a.i) for a in maker.attribute if a.name in ("least", "greatest")}
         if name == maker.output[0] and len(own) == 2:
             return max(-own["least"], own["greatest"])
         if self.dtype(name) == T.UINT8 and "greatest" in own:
             return own["greatest"]
-        if maker.op_type == "AffineQuantize":
-            return self.scalar(maker.input[7])
-        if maker.op_type in ("ProductQuantize", "MatrixQuantize") and self.dtype(name) == T.INT8:
-            ends = [self.scalar(end) for end in maker.input[4:6]]  # 128 more than what they bound
-            return max(abs(end - 128) for end in ends if end is not None) if None not in ends else None
-        if maker.op_type == "If":  # `choose` keeps the quantizer itself in the other branch
-            kept = next(a.g.node[-1] for a in maker.attribute if a.name == "else_branch")
-            return self._bound_by(kept, kept.output[0])
         bits_alone = maker.op_type == "Cast" and {self.dtype(name), self.dtype(maker.input[0])} == {T.INT8, T.UINT8}
         if maker.op_type in MOVES and not bits_alone:
             return self.bound(maker.input[0])
@@ -198,6 +194,9 @@ class Edit:
 
     def replace(self, anchor: onnx.NodeProto, kind: str, inputs: Sequence[str], **attrs: Any) -> None:
         """Put a node in the place of ``anchor``, whose first output it makes."""
+        known = self._known_bound(anchor.output[0])
+        if known is not None:
+            self._bounds[anchor.output[0]] = known
         self.before(anchor, kind, inputs, anchor.output[0], **attrs)
         self._dropped.add(anchor.name)
 

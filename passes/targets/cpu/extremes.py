@@ -13,9 +13,10 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.quantizers.integer import FOLLOW, FOLLOW_CHANNELS
 
 T = onnx.TensorProto
-CALLS = ("FollowExponent", "FollowExponents")
+CALLS = (FOLLOW.name, FOLLOW_CHANNELS.name)
 REDUCTIONS = ("ReduceMax", "ReduceMin")
 
 
@@ -32,8 +33,7 @@ def bare_extremes(edit: Edit, by_size: bool) -> None:
         flip = edit.put(128, np.uint8)
         makers = {inner.output[0]: inner for inner in body.node}
         shape = edit.shape(node.output[0])
-        of_channels = any(len(inner.input) > 1 for inner in body.node if inner.op_type in REDUCTIONS)
-        sized = by_size and is_int8 and of_channels and (edit.bound(signed) or 128) < 128
+        sized = by_size and is_int8 and node.op_type == FOLLOW_CHANNELS.name and (edit.bound(signed) or 128) < 128
         if sized:
             raised = _sizes(edit, node, raised)
         extremes = []

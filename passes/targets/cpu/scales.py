@@ -22,14 +22,18 @@ LEFT = 24  # by which any sum but 0 saturates, as by each longer shift to the le
 POWERS = np.ldexp(np.float32(1.0), -np.arange(-LEFT, FARTHEST + 1)).astype(np.float32)
 
 
-def scale(edit: Edit, node: onnx.NodeProto, shift: str, more: int = 0, left: int = LEFT) -> str:
-    """2^-(shift + more), for shifts int32 [] or [1, C, 1, 1]: float32 [1] or [C], made before ``node``; 2^left at most."""
+def scale(edit: Edit, node: onnx.NodeProto, shift: str, more: int = 0, left: int = LEFT, axes: int = 1) -> str:
+    """2^-(shift + more), 2^left at most, for shifts int32 [] or [1, C, 1, 1], made before ``node``: float32 [1] or [C].
+
+    axes: 0 for a float32 [], of one shift.
+    """
     known = edit.constant(shift)
     if known is not None:
-        return edit.put(np.ldexp(np.float32(1.0), -np.clip(known.reshape(-1) + more, -left, FARTHEST)), np.float32)
+        return edit.put(np.ldexp(np.float32(1.0), -np.clip(known.reshape([-1] * axes) + more, -left, FARTHEST)), np.float32)
     shape = edit.shape(shift)
     near = edit.declare(edit.before(node, "Max", [shift, edit.put(-left - more, np.int32)]), T.INT32, shape)
     near = edit.declare(edit.before(node, "Min", [near, edit.put(FARTHEST - more, np.int32)]), T.INT32, shape)
     index = edit.declare(edit.before(node, "Add", [near, edit.put(LEFT + more, np.int32)]), T.INT32, shape)
     found = edit.declare(edit.before(node, "Gather", [edit.put(POWERS, np.float32), index]), T.FLOAT, shape)
-    return edit.declare(edit.before(node, "Reshape", [found, edit.put([-1], np.int64)]), T.FLOAT, [math.prod(shape)])
+    flat = edit.before(node, "Reshape", [found, edit.put([-1] * axes, np.int64)])
+    return edit.declare(flat, T.FLOAT, [math.prod(shape)] * axes)
