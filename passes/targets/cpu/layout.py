@@ -48,7 +48,8 @@ class _Layout:
     """A graph in the making: the main one, or a branch, which also reads what is around it.
 
     Tensors go by the names and shapes that they have with their channels second. last: their names with the channels last.
-    turned: those that have no other. renamed: where one with its channels second has another name.
+    turned: those that are made so; of these, back: those that are there with their channels second, too. renamed: where one
+    with its channels second has another name.
     """
 
     def __init__(self, graph: onnx.GraphProto, constants: dict[Constant, str], outer: _Layout | None = None) -> None:
@@ -57,6 +58,7 @@ class _Layout:
         self.values: MutableMapping[str, onnx.TensorProto] = ChainMap({}, outer.values) if outer else {}
         self.last: MutableMapping[str, str] = ChainMap({}, outer.last) if outer else {}
         self.turned: set[str] = set(outer.turned) if outer else set()
+        self.back: set[str] = set(outer.back) if outer else set()
         self.renamed: MutableMapping[str, str] = ChainMap({}, outer.renamed) if outer else {}
         self.first: dict[str, str] = {}  # maps whose channels come first, which a channel's extremes want
         self.suffix = f"/last/{graph.name}" if outer else "/last"
@@ -109,9 +111,9 @@ class _Layout:
 
     def second(self, name: str) -> str:
         """The tensor with its channels second, made where there is none."""
-        if name in self.turned:
+        if name in self.turned and name not in self.back:
             dtype, shape = self.types[name]
-            self.turned.discard(name)
+            self.back.add(name)
             if self.is_branch:  # the graph around it may make one of this name, too
                 self.renamed[name] = f"{name}/second{self.suffix}"
             order = [0, len(shape) - 1, *range(1, len(shape) - 1)]
@@ -255,12 +257,13 @@ def _turns_back(node: onnx.NodeProto) -> bool:
 
 def _transpose(layout: _Layout, node: onnx.NodeProto) -> bool:
     """It gives what it gave, from another order; nothing at all where that is the order wanted."""
-    if node.input[0] not in layout.turned and _turns_back(node):
-        layout.last[node.output[0]] = layout.second(node.input[0])
+    name = node.input[0]
+    if _turns_back(node) and (name not in layout.turned or name in layout.back):
+        layout.last[node.output[0]] = layout.second(name)
         layout.turned.add(node.output[0])
         return True
-    perm = [_axis(axis, len(layout.shape(node.input[0]))) for axis in attributes(node)["perm"]]
-    source = layout.lasting(node.input[0])
+    perm = [_axis(axis, len(layout.shape(name))) for axis in attributes(node)["perm"]]
+    source = layout.lasting(name)
     if perm == sorted(perm) and node.output[0] not in {v.name for v in layout.graph.output}:
         layout.renamed[node.output[0]] = source
     else:
@@ -290,7 +293,8 @@ def _reduction(layout: _Layout, node: onnx.NodeProto) -> bool:
         return True
     layout.turn(node, operands)
     if sum(size > 1 for size in layout.shape(name)[1:]) < 2:
-        layout.second(name)  # numbers of channels are no map
+        layout.second(name)
+        layout.turned.discard(name)  # numbers of channels are no map
     return True
 
 
