@@ -30,7 +30,7 @@ from wageubn_onnx.passes.targets.cpu.momentum import fused_momentum
 from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
 from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
-from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel
+from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel, phases_by_transpose
 from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.cpu.reshapes import single_reshapes
 from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
@@ -85,6 +85,7 @@ def passes_for(machine: Machine) -> dict[str, Rewrite]:
         "flat-columns": (True, lambda edit: flat_columns(edit, machine.prefers_int8)),
         "turned-kernels": (True, turned_kernels),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
+        "phases-by-transpose": (True, phases_by_transpose),
         "bare-extremes": (True, lambda edit: bare_extremes(edit, machine.has_unsigned)),
         "joint-states": (True, joint_states),
     }

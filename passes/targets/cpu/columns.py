@@ -8,7 +8,7 @@ them: K numbers a column, of which those are no position of the error where its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,7 @@ from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 from wageubn_onnx.passes.targets.nodes import attributes
 
 Pair = tuple[int, int]
+Made = dict[tuple[str, str, Pair], str]
 CHANNELS_FIRST = [1, 0, 2, 3]
 CHANNELS_LAST = [0, 2, 3, 1]
 
@@ -68,9 +69,14 @@ class Lines:
         starts = [at * self.length - shift for at, shift in enumerate(self.shifts)]
         return [starts[0], *(b - a - self.line for a, b in pairwise(starts)), len(starts) * self.length - starts[-1] - self.line]
 
+    @property
+    def positions(self) -> int:
+        """Windows of an image."""
+        return self.out[0] * self.out[1]
+
     def place(self, position: int) -> int:
         """Where on the line window ``position`` of all the images' is; the end of the column for the end."""
-        image, rest = divmod(position, self.out[0] * self.out[1])
+        image, rest = divmod(position, self.positions)
         row, column = divmod(rest, self.out[1])
         return self.length if image == self.shape[0] else (image * self.pitch[0] + row) * self.pitch[1] + column
 
@@ -80,7 +86,7 @@ def flat_columns(edit: Edit, prefers_int8: Preference) -> None:
 
     prefers_int8: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether errors should be int8 beside uint8.
     """
-    made: dict[tuple[str, str], str] = {}
+    made: Made = {}
     for node in edit.nodes:
         if node.op_type == "MatMulInteger":
             _flatten(edit, node, made, prefers_int8)
@@ -89,30 +95,31 @@ def flat_columns(edit: Edit, prefers_int8: Preference) -> None:
 @dataclass(frozen=True)
 class Operand:
     """Of a product: ``whole`` [C * taps, windows] or [windows, O], made by the Reshape ``rows`` but for ``changes``, nodes that
-    change element by element; and ``pieces``, the slices of it that are short enough for a sum."""
+    change element by element; ``piece``, the slice of it that is short enough for a sum, if there is one."""
 
     whole: str
     rows: onnx.NodeProto
     changes: list[onnx.NodeProto]
-    pieces: list[onnx.NodeProto]
+    piece: onnx.NodeProto | None
 
 
 def _operand(edit: Edit, name: str) -> Operand | None:
-    """What ``name`` is; None where no Reshape makes its rows."""
-    whole, changes, pieces = name, list[onnx.NodeProto](), list[onnx.NodeProto]()
+    """What ``name`` is; None where no Reshape makes its rows, and of a slice of a slice."""
+    whole, changes, piece = name, list[onnx.NodeProto](), None
     while (node := edit.maker(name, "Cast", "BitwiseXor", "Slice", "Reshape")) is not None:
         name = node.input[0]
         if node.op_type == "Reshape":
-            return Operand(whole, node, changes[::-1], pieces[::-1])
-        if node.op_type == "Slice":
-            pieces.append(node)
-            whole = name
+            return Operand(whole, node, changes[::-1], piece)
+        if node.op_type == "Slice" and piece is None:
+            whole, piece = name, node
+        elif node.op_type == "Slice":
+            return None
         else:
             changes.append(node)
     return None
 
 
-def _flatten(edit: Edit, product: onnx.NodeProto, made: dict[tuple[str, str], str], prefers_int8: Preference) -> None:
+def _flatten(edit: Edit, product: onnx.NodeProto, made: Made, prefers_int8: Preference) -> None:
     """Give ``product`` flat operands, if it is of columns by errors. made: the flat tensors of such pairs."""
     columns, errors = (_operand(edit, name) for name in product.input[:2])
     lines = _lines(edit, columns.rows) if columns is not None and errors is not None else None
@@ -126,15 +133,35 @@ def _flatten(edit: Edit, product: onnx.NodeProto, made: dict[tuple[str, str], st
     operands = []
     sources = (columns, lines.source, _columns), (errors, turned.input[0], _errors)
     for (operand, source, build), zero, changed in zip(sources, zeros, changes, strict=True):
-        key = operand.whole, columns.whole
+        start, stop = _bounds(edit, operand, lines)
+        images = start // lines.positions, -(-stop // lines.positions)
+        seen = replace(lines, shape=[images[1] - images[0], *lines.shape[1:]])
+        key = operand.whole, columns.whole, images
         if key not in made:
-            made[key] = build(edit, product, _changed(edit, product, source, changed), zero, lines)
-        flat = made[key]
-        for node in operand.pieces:
-            bounds = [edit.put([lines.place(int(edit.scalar(bound) or 0))], np.int64) for bound in node.input[1:3]]
-            flat = edit.before(product, "Slice", [flat, *bounds, node.input[3]])
+            made[key] = build(edit, product, _images(edit, product, _changed(edit, product, source, changed), images), zero, seen)
+        flat, ends = made[key], [seen.place(bound - images[0] * lines.positions) for bound in (start, stop)]
+        if ends != [0, seen.length]:
+            axis = 1 if operand is columns else 0
+            flat = edit.before(product, "Slice", [flat, *(edit.put([v], np.int64) for v in (*ends, axis))])
         operands.append(flat)
     edit.replace(product, "MatMulInteger", [*operands, *zeros])
+
+
+def _bounds(edit: Edit, operand: Operand, lines: Lines) -> Pair:
+    """The first window of a piece, and the one behind its last."""
+    if operand.piece is None:
+        return 0, lines.shape[0] * lines.positions
+    start, stop = (edit.scalar(name) for name in operand.piece.input[1:3])
+    return start or 0, stop or 0
+
+
+def _images(edit: Edit, anchor: onnx.NodeProto, source: str, images: Pair) -> str:
+    """Some of the maps ``source``: as long as a sum of products may be."""
+    shape = edit.shape(source)
+    if images == (0, shape[0]):
+        return source
+    cut = edit.before(anchor, "Slice", [source, *(edit.put([v], np.int64) for v in (*images, 0))])
+    return edit.declare(cut, edit.dtype(source), [images[1] - images[0], *shape[1:]])
 
 
 def _changed(edit: Edit, anchor: onnx.NodeProto, source: str, changes: Sequence[onnx.NodeProto]) -> str:

@@ -1,7 +1,8 @@
-"""Every s-th element of a map by a strided kernel: onnxruntime slices with steps element by element, on one thread.
+"""Every s-th element of a map without slices with steps, which onnxruntime cuts element by element, on one thread.
 
-What a window of a strided convolution or pool sees are the s*s phases of the map, each cut at another place; a phase is a 1x1
-depthwise QLinearConv with strides, by factors of 1, and a cut without steps copies rows.
+What a window of a strided convolution or pool sees are the s*s phases of the map, each cut at another place. Of many channels a
+phase is a 1x1 depthwise QLinearConv with strides, by factors of 1, and a cut without steps copies rows. Of few, such as those of
+images, a transpose takes the columns of all phases apart at once.
 """
 
 from __future__ import annotations
@@ -31,18 +32,45 @@ def phases_by_kernel(edit: Edit) -> None:
     """The same elements of 8-bit maps."""
     edit.functions([PHASE])
     for node in edit.nodes:
-        shape = edit.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else []
-        if len(shape) == 4 and edit.dtype(node.input[0]) in (T.INT8, T.UINT8):
-            starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
-            if starts is None or stops is None or axes is None or steps is None or axes.tolist() != [2, 3]:
-                continue
-            if steps.min() >= 1 < steps.max() and shape[1] >= FEWEST:
-                _replace(edit, node, shape, np.array([starts, stops, steps]))
+        cut = _steps(edit, node)
+        if cut is not None and edit.shape(node.input[0])[1] >= FEWEST:
+            _by_kernel(edit, node, *cut)
 
 
-def _replace(edit: Edit, node: onnx.NodeProto, shape: list[int], cut: Array) -> None:
-    starts, stops, steps = cut
-    counts = -(-(np.minimum(stops, shape[2:]) - starts) // steps)
+def phases_by_transpose(edit: Edit) -> None:
+    """The same elements of 8-bit maps, with steps that divide their width."""
+    for node in edit.nodes:
+        cut = _steps(edit, node)
+        if cut is not None and cut[2][1] > 1 and edit.shape(node.input[0])[3] % cut[2][1] == 0:
+            _by_transpose(edit, node, *cut)
+
+
+def _steps(edit: Edit, node: onnx.NodeProto) -> tuple[Array, Array, Array] | None:
+    """Starts, counts and steps of a Slice with steps along the rows and columns of an 8-bit map; None of all else."""
+    shape = edit.shape(node.input[0]) if node.op_type == "Slice" and len(node.input) == 5 else []
+    if len(shape) != 4 or edit.dtype(node.input[0]) not in (T.INT8, T.UINT8):
+        return None
+    starts, stops, axes, steps = (edit.constant(name) for name in node.input[1:])
+    if starts is None or stops is None or axes is None or steps is None or axes.tolist() != [2, 3]:
+        return None
+    return (starts, -(-(np.minimum(stops, shape[2:]) - starts) // steps), steps) if steps.min() >= 1 < steps.max() else None
+
+
+def _by_transpose(edit: Edit, node: onnx.NodeProto, starts: Array, counts: Array, steps: Array) -> None:
+    """Columns go side by side as [columns of one phase, phases], a transpose puts each phase's together."""
+    n, c, h, w = edit.shape(node.input[0])
+    by = int(steps[1])
+    beside = edit.before(node, "Reshape", [node.input[0], edit.put([-1, by], np.int64)])
+    apart = edit.before(node, "Transpose", [beside], perm=[1, 0])
+    phases = edit.before(node, "Reshape", [apart, edit.put([by, n, c, h, w // by], np.int64)])
+    phase, first = starts[1] % by, starts[1] // by
+    bounds = [phase, starts[0], first], [phase + 1, starts[0] + (counts[0] - 1) * steps[0] + 1, first + counts[1]]
+    cut = edit.before(node, "Slice", [phases, *(edit.put(v, np.int64) for v in (*bounds, [0, 3, 4], [1, steps[0], 1]))])
+    edit.replace(node, "Reshape", [cut, edit.put([n, c, *counts], np.int64)])
+
+
+def _by_kernel(edit: Edit, node: onnx.NodeProto, starts: Array, counts: Array, steps: Array) -> None:
+    shape = edit.shape(node.input[0])
     signed, x = edit.dtype(node.input[0]) == T.INT8, node.input[0]
     if signed:
         x = edit.before(node, "Cast", [x], to=T.UINT8)

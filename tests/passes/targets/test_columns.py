@@ -85,7 +85,7 @@ def run(model: onnx.ModelProto, **feeds: Array) -> list[Array]:
     return [np.asarray(result) for result in session.run(None, feeds)]
 
 
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
 @pytest.mark.parametrize("as_int8", [False, True])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_sums_are_the_same(name: str, as_int8: bool, pieces: int) -> None:
