@@ -35,6 +35,7 @@ from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
 from wageubn_onnx.passes.targets.cpu.reshapes import single_reshapes
 from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
+from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
 from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.nodes import only_read
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -83,6 +84,7 @@ def passes_for(machine: Machine) -> dict[str, Rewrite]:
         "pools-from-taps": (machine.has_unsigned, pools_from_taps),
         "int8-images": (True, lambda edit: int8_images(edit, machine.prefers_int8)),
         "flat-columns": (True, lambda edit: flat_columns(edit, machine.prefers_int8)),
+        "swapped-gradients": (True, lambda edit: swapped_gradients(edit, machine.prefers_int8)),
         "turned-kernels": (True, turned_kernels),
         "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
         "phases-by-transpose": (True, phases_by_transpose),

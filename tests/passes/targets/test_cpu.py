@@ -130,6 +130,7 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
 
     whole, by_taps = tidy(inline(step)), tidy(inline(PASSES["turned-kernels"](step)))
     assert ops(by_taps).count("Gather") > ops(whole).count("Gather") and ops(by_taps).count("Slice") < ops(whole).count("Slice")
+    assert ops(PASSES["phases-by-transpose"](step)).count("Transpose") > ops(step).count("Transpose")
     joint = ops(PASSES["joint-states"](step))
     assert joint.count("DirectQuantizeWide") < ops(step).count("DirectQuantizeWide")
     assert "MaxPool" in ops(step) and "MaxPool" not in ops(PASSES["pools-from-taps"](step))
