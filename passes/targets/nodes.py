@@ -13,6 +13,10 @@ from wageubn_onnx.graph import IR_VERSION, OPSET, PREFIX
 
 Array = np.ndarray[Any, Any]
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
+ELEMENTWISE = (
+    "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Clip", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Sign", "Sub", "Where",
+)  # fmt: skip
 
 
 class Nodes:

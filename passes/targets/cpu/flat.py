@@ -14,13 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets.nodes import copied, only_typed, without_nodes
+from wageubn_onnx.passes.targets.nodes import ELEMENTWISE, copied, only_typed, without_nodes
 from wageubn_onnx.passes.targets.tidy import BRANCHING, captured
 
-ELEMENTWISE = (
-    "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Clip", "Div", "Equal", "Greater",
-    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Sign", "Sub", "Where",
-)  # fmt: skip
 LEAST = 128  # elements that are worth a Reshape
 Shape = tuple[int, ...]
 

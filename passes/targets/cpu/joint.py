@@ -20,7 +20,7 @@ from onnx import helper
 
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.flat import ELEMENTWISE
+from wageubn_onnx.passes.targets.nodes import ELEMENTWISE
 from wageubn_onnx.passes.targets.tidy import captured, content
 
 SMALL = 2048  # elements: of more, the time goes by elements

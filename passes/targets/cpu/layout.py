@@ -16,8 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets.cpu.flat import ELEMENTWISE
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, copied, import_microsoft, without_nodes
+from wageubn_onnx.passes.targets.nodes import ELEMENTWISE, MICROSOFT, attributes, copied, import_microsoft, without_nodes
 from wageubn_onnx.passes.targets.tidy import BRANCHING
 
 T = onnx.TensorProto

@@ -10,13 +10,12 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.affine import lifted
+from wageubn_onnx.passes.targets.cpu.columns import CHANNELS_FIRST, CHANNELS_LAST
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.operands import SEVEN_BITS, Preference, before_the_flip
 from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
-CHANNELS_FIRST = [1, 0, 2, 3]
-CHANNELS_LAST = [0, 2, 3, 1]
 
 
 def swapped_gradients(edit: Edit, prefers_int8: Preference) -> None:
