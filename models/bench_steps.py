@@ -106,10 +106,13 @@ def growth(folder: Path, rounds: int, threads: int, file: Path) -> None:
     with figure(file) as axes:
         for index, name in enumerate(("integer, fast", "FP32, PyTorch")):
             for kind, cases, style in (("batch", BATCHES, "-o"), ("depth", DEEPER, "--s")):
-                axes.plot([c.name for c in cases], [times[c][index] / base for c in cases], style, label=f"{name}, by {kind}")
-        axes.set_ylabel("time of an image over PyTorch's (ResNet-18, batch 4)")
+                labels = [c.name.replace(", 224, ", "\n") for c in cases]
+                ratios = [times[c][index] / base for c in cases]
+                axes.plot(labels, ratios, style, color=f"C{index}", label=f"{name}, by {kind}")
+        axes.set_title("Time of an image at 224, over PyTorch's of ResNet-18 at batch 4")
         axes.set_yscale("log")
-        axes.tick_params(axis="x", labelrotation=60)
+        axes.yaxis.set_major_formatter("{x:.1f}")
+        axes.yaxis.set_minor_formatter("{x:.1f}")
         axes.legend()
 
 
