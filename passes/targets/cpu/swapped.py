@@ -29,7 +29,10 @@ def swapped_gradients(edit: Edit, prefers_int8: Preference) -> None:
 
 def _swap(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_int8: Preference) -> None:
     """Put the other product in the place of ``node``, which turns this one, where it is exact and transposes fewer bytes."""
-    (i, p), o = edit.shape(product.input[0]), edit.shape(product.input[1])[1]
+    shapes = [edit.shape(name) for name in product.input[:2]]
+    if list(map(len, shapes)) != [2, 2]:
+        return
+    (i, p), (_, o) = shapes
     maps, errors = (_signed(edit, *operand) for operand in zip(product.input[:2], product.input[2:], strict=True))
     maps = _source(edit, maps, CHANNELS_FIRST) if maps else None
     errors = _source(edit, errors, CHANNELS_LAST) if errors else None
