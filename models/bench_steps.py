@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import onnx
 
 from resnet import Architecture, build
@@ -26,7 +25,7 @@ from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu, inlined_passes_for, passes_for
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
-from wageubn_onnx.runtime.bench_ops import by_operator
+from wageubn_onnx.runtime.bench_ops import by_operator, first_feeds
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import open_lowered
@@ -118,14 +117,15 @@ def growth(folder: Path, rounds: int, threads: int, file: Path) -> None:
 
 def without_each(case: Case, folder: Path, rounds: int, threads: int) -> dict[str, list[float]]:
     """By pass: how many times as long the step of profile `fast` takes without it, round by round, all in one process."""
-    step, machine = load_model(converted(case, folder)[0].model("step")), kernels()
+    place, machine = converted(case, folder)[0], kernels()
+    step = load_model(place.model("step"))
     left_out = ["", *passes_for(machine), *inlined_passes_for(machine)]
     models = {left: for_cpu(step, machine, without=left) for left in left_out}
     sessions = {left: open_lowered(folder, model.SerializeToString(), threads) for left, model in models.items()}
-    feeds = {i.name: np.zeros(i.shape, i.type.removeprefix("tensor(").removesuffix(")")) for i in sessions[""].get_inputs()}
+    feeds = first_feeds(place, sessions[""])
     times: dict[str, list[float]] = {left: [] for left in left_out}
     for turn in range(rounds + 1):  # the first one warms up
-        for left, session in sessions.items():
+        for left, session in list(sessions.items())[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
             session.run(None, feeds)
             times[left] += [time.perf_counter() - start] * (turn > 0)

@@ -33,7 +33,7 @@ class Share:
     calls: int
 
 
-def _first_feeds(artifacts: ArtifactFolder, session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]]:
+def first_feeds(artifacts: ArtifactFolder, session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]]:
     """The first step's inputs: its state, random images, ones for labels and coefficients."""
     state, _ = load_tensors(artifacts.state_file("state"))
     held = {name: state[key] for key, name, _ in artifacts.state_names("state")}
@@ -60,7 +60,7 @@ def by_operator(folder: str | os.PathLike[str], threads: int = 1, steps: int = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "step")
         session = onnxruntime.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        feeds = _first_feeds(artifacts, session)
+        feeds = first_feeds(artifacts, session)
         for _ in range(steps + 1):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
