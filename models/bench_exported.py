@@ -82,15 +82,14 @@ def main() -> None:
         ratios.append(times[1] / times[0])
         distances.append(round_trip())
     limit = APART * min(distances)
-    pairs = list(itertools.pairwise(distances))  # before and after a round
+    rounds = list(zip(ratios, itertools.pairwise(distances), strict=True))  # distances before and after a round
     for name, chosen in (
-        ("all", pairs),
-        ("near", [pair for pair in pairs if max(pair) < limit]),
-        ("apart", [pair for pair in pairs if min(pair) >= limit]),
+        ("all", rounds),
+        ("near", [(ratio, pair) for ratio, pair in rounds if max(pair) < limit]),
+        ("apart", [(ratio, pair) for ratio, pair in rounds if min(pair) >= limit]),
     ):
-        found = [ratio for ratio, pair in zip(ratios, pairs, strict=True) if pair in chosen]
-        if found and (name == "all" or len(found) < len(ratios)):
-            trips = [trip for pair in chosen for trip in pair]
+        if chosen and (name == "all" or len(chosen) < len(rounds)):
+            found, trips = [ratio for ratio, _ in chosen], [trip for _, pair in chosen for trip in pair]
             print(
                 f"{median(found):.2f} times PyTorch's speed ({min(found):.2f} to {max(found):.2f}) over {len(found)} rounds, "
                 f"{name}: {min(trips)} to {max(trips)} ns between the cores"

@@ -16,13 +16,14 @@ TURNS, TRIES = 200, 20  # the shortest try counts: in others something else may 
 
 
 def round_trip() -> int:
-    """Nanoseconds, measured in a process of its own, on the first two cores that this one may use; 0 where it has but one."""
+    """Nanoseconds, measured in a process of its own, on the first two cores that this one may use; 0 where it has but one, or on
+    another system than Linux."""
     return int(subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
     """Print it."""
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else []
     if len(cores) < 2:
         print(0)
         return

@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 
 from wageubn_onnx.graph import Model, Tensor, to_proto
-from wageubn_onnx.runtime.models import session_options
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +18,9 @@ def evaluator(model: Model, outputs: dict[str, Tensor]) -> Callable[[dict[str, A
 
     On one thread: the same sums on any number of cores. As `to_proto` does, it removes from ``model`` what no output needs.
     """
-    options = session_options(threads=1, optimize=False)  # fusions lose outputs
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions lose outputs
     proto = to_proto(model, outputs, parameters=False)  # which are fed: a file would hold 2 GB of them at most
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     known = {i.name for i in session.get_inputs()}

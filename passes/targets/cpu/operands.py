@@ -39,12 +39,18 @@ def int8_images(edit: Edit, prefers_int8: Preference) -> None:
 
 def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
     """The images of ``product`` as int8 with zero point 0; None where they may pass 127."""
-    zero = edit.scalar(product.input[2])
-    if zero == 128:  # an int8 tensor, whose sign bit was flipped
-        return before_the_flip(edit, product.input[0])
-    if zero == 0 and (edit.bound(product.input[0]) or 255) <= SEVEN_BITS:
-        return edit.before(product, "Cast", [product.input[0]], to=T.INT8)
-    return None
+    image = signed(edit, product.input[0], product.input[2])
+    if image is not None and edit.dtype(image) == T.UINT8:
+        return edit.before(product, "Cast", [image], to=T.INT8)
+    return image
+
+
+def signed(edit: Edit, name: str, zero: str) -> str | None:
+    """The tensor that an operand with this zero point stands for, int8 or of uint8 below 128; None where it may be greater."""
+    at = edit.scalar(zero)
+    if at == 128:  # an int8 tensor, whose sign bit was flipped
+        return before_the_flip(edit, name)
+    return name if at == 0 and (edit.dtype(name) == T.INT8 or (edit.bound(name) or 255) <= SEVEN_BITS) else None
 
 
 def before_the_flip(edit: Edit, name: str) -> str | None:

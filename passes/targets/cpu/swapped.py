@@ -12,7 +12,7 @@ import onnx
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.columns import CHANNELS_FIRST, CHANNELS_LAST
 from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.operands import SEVEN_BITS, Preference, before_the_flip
+from wageubn_onnx.passes.targets.cpu.operands import Preference, signed
 from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
@@ -33,7 +33,7 @@ def _swap(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_int
     if list(map(len, shapes)) != [2, 2]:
         return
     (i, p), (_, o) = shapes
-    maps, errors = (_signed(edit, *operand) for operand in zip(product.input[:2], product.input[2:], strict=True))
+    maps, errors = (signed(edit, *operand) for operand in zip(product.input[:2], product.input[2:], strict=True))
     maps = _source(edit, maps, CHANNELS_FIRST) if maps else None
     errors = _source(edit, errors, CHANNELS_LAST) if errors else None
     if not maps or not errors or edit.dtype(errors) != T.INT8 or not prefers_int8([1, p, i, 1], [o, p, 1, 1]):
@@ -45,14 +45,6 @@ def _swap(edit: Edit, node: onnx.NodeProto, product: onnx.NodeProto, prefers_int
     first = _moved(edit, node, lifted(edit, node, errors), edit.shape(errors), CHANNELS_FIRST, [o, p])
     last = _moved(edit, node, maps, edit.shape(maps), CHANNELS_LAST, [p, i])
     edit.replace(node, "MatMulInteger", [first, last, edit.put(128, np.uint8), edit.put(0, np.int8)])
-
-
-def _signed(edit: Edit, name: str, zero: str) -> str | None:
-    """The tensor that an operand with this zero point stands for, int8 or of uint8 below 128; None where it may be greater."""
-    at = edit.scalar(zero)
-    if at == 128:
-        return before_the_flip(edit, name)
-    return name if at == 0 and (edit.dtype(name) == T.INT8 or (edit.bound(name) or 255) <= SEVEN_BITS) else None
 
 
 def _source(edit: Edit, name: str, order: list[int]) -> str | None:
