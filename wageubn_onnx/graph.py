@@ -21,12 +21,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from wageubn_onnx import __version__
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.external import load_external, refuse_pointer
 from wageubn_onnx.infer import TensorType, dtype_for, infer
 from wageubn_onnx.quantizers.symbols import SYMBOLS
 
+G_LOGGER.severity = G_LOGGER.CRITICAL  # what gs has to say of a graph in the making is nothing for users
 OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
 IR_VERSION = 9
 DOMAIN = "wageubn"  # the project's own functions
@@ -265,13 +268,12 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     file = Path(path)
     if not file.is_file():
         raise WageubnError(f"{file}: no such file; give the path of an ONNX model")
+    refuse_pointer(file)
     try:
-        model = onnx.load(file)
+        model = onnx.load(file, load_external_data=False)
     except google.protobuf.message.DecodeError:
         raise WageubnError(f"{file}: not an ONNX file, or a truncated one; export the model again") from None
-    except (OSError, onnx.checker.ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WageubnError(f"{file}: its external data cannot be read ({reason}); keep the data files beside it") from None
+    load_external(model, file)
     if not model.graph.node:
         raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
     return model

@@ -20,7 +20,7 @@ from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
 from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.spelling import respell
-from wageubn_onnx.passes.importing.surgery import origins, values
+from wageubn_onnx.passes.importing.surgery import at, origins, values
 from wageubn_onnx.passes.importing.windows import padding
 
 
@@ -76,21 +76,17 @@ class _Forward:
 
     def operand(self, tensor: gs.Tensor, node: gs.Node) -> Tensor:
         if tensor.name not in self.values:
-            raise WageubnError(f"node {node.name!r}: its input {tensor.name!r} is a constant; only images flow through a ResNet")
+            raise WageubnError(f"{at(node)}: its input {tensor.name!r} is a constant; only images flow through a ResNet")
         return self.values[tensor.name]
 
     def parameter(self, tensor: gs.Tensor, kind: str, node: gs.Node) -> Tensor:
         """A constant operand as a state keyed by its own name; shared parameters are refused."""
         if not isinstance(tensor, gs.Constant):
-            raise WageubnError(
-                f"node {node.name!r}: its {kind} {tensor.name!r} is computed, not stored; export it as an initializer"
-            )
+            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is computed, not stored; export it as an initializer")
         if tensor.name in self.model.states:
-            raise WageubnError(
-                f"node {node.name!r}: its {kind} {tensor.name!r} is shared with another node; give each node its own"
-            )
+            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is shared with another node; give each node its own")
         if tensor.values.dtype != np.float32:
-            raise WageubnError(f"node {node.name!r}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
+            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
         path = f"BN.{kind}" if kind.startswith("running") else kind
         with self.model.context(path=path):
             return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
@@ -111,7 +107,7 @@ class _Forward:
         w, group = self.parameter(weight, "W", node), int(node.attrs.get("group", 1))
         if group < 1 or x.shape[1] != group * w.shape[1] or w.shape[0] % group:
             raise WageubnError(
-                f"node {node.name!r}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups does not fit: "
+                f"{at(node)}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups does not fit: "
                 "inputs and outputs must both be shared out evenly among the groups; correct the export"
             )
         attrs = _window_attributes(node, x, w.shape[2:])
@@ -130,14 +126,14 @@ class _Forward:
     def batch_norm(self, node: gs.Node) -> Tensor:
         x = self.operand(node.inputs[0], node)
         if len(x.shape) != 4:
-            raise UnsupportedOperator(f"node {node.name!r}: BatchNormalization of {list(x.shape)} has no rule; only of maps")
+            raise UnsupportedOperator(f"{at(node)}: BatchNormalization of {list(x.shape)} has no rule; only of maps")
         kinds = ("gamma", "beta", "running_mean", "running_var")
         operands = [self.parameter(t, kind, node) for t, kind in zip(node.inputs[1:5], kinds, strict=True)]
         states = [self.model.states[operand.name] for operand in operands]
         self.mark(states, node.attrs.get("statistics"))
         variance = states[3].value
         if (variance < 0).any():
-            raise WageubnError(f"node {node.name!r}: running variance {operands[3].name!r} has negative entries")
+            raise WageubnError(f"{at(node)}: running variance {operands[3].name!r} has negative entries")
         attrs = {"epsilon": float(node.attrs.get("epsilon", 1e-5)), "momentum": float(node.attrs.get("momentum", 0.9))}
         return self.model.op("BatchNormalization", x, *operands, name="bn", role="Y", **attrs)
 
@@ -147,14 +143,14 @@ class _Forward:
     def add(self, node: gs.Node) -> Tensor:
         a, b = (self.operand(i, node) for i in node.inputs)
         if a.shape != b.shape:
-            raise WageubnError(f"node {node.name!r}: Add of {a.shape} and {b.shape}; a residual sum needs equal shapes")
+            raise WageubnError(f"{at(node)}: Add of {a.shape} and {b.shape}; a residual sum needs equal shapes")
         return self.model.op("Add", a, b, name="add", role="sum")
 
     def max_pool(self, node: gs.Node) -> Tensor:
         x = self.operand(node.inputs[0], node)
         attrs = _window_attributes(node, x, node.attrs["kernel_shape"])
         if attrs.pop("dilations") != [1, 1]:
-            raise UnsupportedOperator(f"node {node.name!r}: MaxPool with dilations has no rule")
+            raise UnsupportedOperator(f"{at(node)}: MaxPool with dilations has no rule")
         return self.model.op("MaxPool", x, name="maxpool", role="A", **attrs)
 
     def average_pool(self, node: gs.Node) -> Tensor:
@@ -163,9 +159,9 @@ class _Forward:
         own = [int(p) for p in node.attrs.get("pads", [0] * 4)]
         counts_pads = bool(node.attrs.get("count_include_pad", 0)) and (any(own) or not node.attrs.get("ceil_mode", 0))
         if counts_pads and node.attrs.get("ceil_mode", 0) and attrs["pads"] != own:  # what ceil_mode adds never counts
-            raise UnsupportedOperator(f"node {node.name!r}: AveragePool that counts pads and has a partial window has no rule")
+            raise UnsupportedOperator(f"{at(node)}: AveragePool that counts pads and has a partial window has no rule")
         if attrs.pop("dilations") != [1, 1]:
-            raise UnsupportedOperator(f"node {node.name!r}: AveragePool with dilations has no rule")
+            raise UnsupportedOperator(f"{at(node)}: AveragePool with dilations has no rule")
         attrs["count_include_pad"] = int(counts_pads)
         return self.model.op("AveragePool", x, name="avgpool", role="A", **attrs)
 
@@ -177,9 +173,9 @@ class _Forward:
         x, amounts = self.operand(node.inputs[0], node), padding(node)
         fill, mode = values(node, 2, np.zeros(1)), node.attrs.get("mode", "constant")
         if amounts is None or fill is None or fill.any() or amounts.shape != (2, 4) or amounts[:, 0].any() or (amounts < 0).any():
-            raise UnsupportedOperator(f"node {node.name!r}: Pad has a rule only with 0, of channels, rows and columns")
+            raise UnsupportedOperator(f"{at(node)}: Pad has a rule only with 0, of channels, rows and columns")
         if mode != "constant":
-            raise UnsupportedOperator(f"node {node.name!r}: Pad with mode {mode!r} has no rule; only constant")
+            raise UnsupportedOperator(f"{at(node)}: Pad with mode {mode!r} has no rule; only constant")
         return self.model.op("Pad", x, self.model.ints(*amounts.reshape(-1)), name="pad")
 
     def flatten(self, node: gs.Node) -> Tensor:
@@ -188,7 +184,7 @@ class _Forward:
     def gemm(self, node: gs.Node) -> Tensor:
         attrs = node.attrs
         if attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0 or attrs.get("transA", 0):
-            raise UnsupportedOperator(f"node {node.name!r}: Gemm with alpha, beta or transA other than 1, 1, 0 has no rule")
+            raise UnsupportedOperator(f"{at(node)}: Gemm with alpha, beta or transA other than 1, 1, 0 has no rule")
         x = self.operand(node.inputs[0], node)
         w = self.parameter(node.inputs[1], "W", node)
         bias = []
@@ -231,7 +227,7 @@ def layer_of(op: str, inputs: Sequence[str], name: str, output: str) -> str:
 def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
     """kernel_shape, strides, pads and dilations, all explicit: auto_pad and ceil_mode spelled out or refused."""
     if len(kernel) != 2:
-        raise UnsupportedOperator(f"node {node.name!r}: {node.op} over {len(kernel)} axes has no rule; only images, 2 axes")
+        raise UnsupportedOperator(f"{at(node)}: {node.op} over {len(kernel)} axes has no rule; only images, 2 axes")
     kernel = [int(k) for k in kernel]
     strides = [int(s) for s in node.attrs.get("strides", [1, 1])]
     dilations = [int(d) for d in node.attrs.get("dilations", [1, 1])]
@@ -249,7 +245,7 @@ def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
             pads[axis + 2] += _ceiling(x.shape[2 + axis], *geometry)
     for axis in range(2):
         if window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis]) < 1:
-            raise WageubnError(f"node {node.name!r}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
+            raise WageubnError(f"{at(node)}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
     return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
 
 

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.shapes import is_nhwc
-from wageubn_onnx.passes.importing.surgery import Array, bypass, set_operand, values
+from wageubn_onnx.passes.importing.surgery import Array, at, bypass, set_operand, values
 
 Order = tuple[int, ...]
 NCHW, NHWC = (0, 1, 2, 3), (0, 2, 3, 1)
@@ -55,14 +55,14 @@ def to_nchw(graph: gs.Graph, layout: str) -> None:
 def _carried(node: gs.Node, read: set[Order]) -> Order | None:
     """Let ``node``, which reads maps in another order, work on ours; the order of its result, None where that is no map."""
     if node.op not in CARRIERS and node.op not in IN_OUR_ORDER:
-        raise UnsupportedOperator(f"node {node.name!r}: operator {node.op} has no rule")
+        raise UnsupportedOperator(f"{at(node)}: operator {node.op} has no rule")
     if node.op not in CARRIERS:
         raise WageubnError(
-            f"node {node.name!r}: {node.op} reads a map with its axes as {_letters(next(iter(read)))}; if the image's layout was "
+            f"{at(node)}: {node.op} reads a map with its axes as {_letters(next(iter(read)))}; if the image's layout was "
             "taken wrongly, pass --layout nchw or nhwc"
         )
     if len(read) > 1:
-        raise WageubnError(f"node {node.name!r}: {node.op} reads maps with their axes in different orders")
+        raise WageubnError(f"{at(node)}: {node.op} reads maps with their axes in different orders")
     (order,) = read
     return CARRIERS[node.op](node, order)
 
@@ -79,7 +79,7 @@ def _elementwise(node: gs.Node, order: Order) -> Order:
 def _reduce(node: gs.Node, order: Order) -> Order | None:
     axes = node.attrs.get("axes") or values(node, 1)
     if axes is None:
-        raise UnsupportedOperator(f"node {node.name!r}: {node.op} over all axes has no rule")
+        raise UnsupportedOperator(f"{at(node)}: {node.op} over all axes has no rule")
     ours = sorted(order[int(axis) % 4] for axis in axes)
     _set_integers(node, 1, ours)
     node.attrs.pop("axes", None)
@@ -87,7 +87,7 @@ def _reduce(node: gs.Node, order: Order) -> Order | None:
         return order
     kept = [axis for axis in order if axis not in ours]
     if kept != sorted(kept):
-        raise UnsupportedOperator(f"node {node.name!r}: {node.op} leaves the axes {_letters(kept)}; it has no rule")
+        raise UnsupportedOperator(f"{at(node)}: {node.op} leaves the axes {_letters(kept)}; it has no rule")
     return None
 
 
@@ -95,7 +95,7 @@ def _flatten(node: gs.Node, order: Order) -> None:
     """[N, H, W, C] to [N, H*W*C]: the columns of the dense layer that reads it are put in our order."""
     size, shape = (list(tensor.shape or []) for tensor in (node.inputs[0], node.outputs[0]))
     if len(shape) != 2 or shape[0] != size[0]:
-        raise UnsupportedOperator(f"node {node.name!r}: {node.op} of a map {_letters(order)} to {list(shape)} has no rule")
+        raise UnsupportedOperator(f"{at(node)}: {node.op} of a map {_letters(order)} to {list(shape)} has no rule")
     node.op, node.attrs, node.inputs = "Flatten", {"axis": 1}, node.inputs[:1]
     if size[2:] == [1, 1]:
         return
@@ -103,7 +103,7 @@ def _flatten(node: gs.Node, order: Order) -> None:
     for dense in readers:
         is_dense = dense.op in ("Gemm", "MatMul") and dense.inputs[0] is node.outputs[0]
         if not is_dense or not isinstance(dense.inputs[1], gs.Constant):
-            raise UnsupportedOperator(f"node {dense.name!r}: {dense.op} of a flattened map {_letters(order)} has no rule")
+            raise UnsupportedOperator(f"{at(dense)}: {dense.op} of a flattened map {_letters(order)} has no rule")
         weight: Array = dense.inputs[1].values
         turned = bool(dense.attrs.get("transB", 0))
         rows = (weight.T if turned else weight).reshape([size[axis] for axis in order[1:]] + [-1])

@@ -14,10 +14,10 @@ from onnx import helper, inliner, numpy_helper, version_converter
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import OPSET, load_model
 from wageubn_onnx.passes.importing import training_graph
+from wageubn_onnx.passes.importing.constants import NARROW, SMALL, dense
 
 OLDEST = 7  # before it, operators broadcast along named axes
 STANDARD = ("", "ai.onnx")
-SMALL = 1024  # elements: no axes, shape or pads, which converters and shape inference must read, are longer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     """Load, check and convert ``path`` to opset 18: an ONNX file, or a folder of onnxruntime-training's artifacts, or its model.
 
     Functions are inlined, BatchNormalization and Dropout as in inference. Raises WageubnError, naming the file, where it is
-    missing, is not ONNX, is truncated, is invalid, holds weights other than finite float32, or has an opset that onnx's version
+    missing, is not ONNX, is truncated, is invalid, holds weights that are not finite, or has an opset that onnx's version
     converter cannot bring over; UnsupportedOperator for an operator of another domain.
     """
     file = Path(path)
@@ -48,6 +48,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     found: dict[str, list[str]] = {}
     if training_graph.is_training_graph(model):
         model, found = training_graph.recover(model, file)
+    _make_dense(model.graph)
     weights = _detach(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -61,11 +62,31 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise WageubnError(f"{file}: not a valid ONNX model ({_line(error)})") from None
+    _name_nodes(model.graph)
     values = {tensor.name: _numbers(tensor, file) for tensor in weights}
     for tensor in model.graph.initializer:
         _numbers(tensor, file)
     _as_in_inference(model.graph)
     return Source(_to_opset(model, file), values, found)
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    """Sparse initializers and Constants become ordinary ones."""
+    graph.initializer.extend(dense(sparse) for sparse in graph.sparse_initializer)
+    del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
+                attribute.CopyFrom(helper.make_attribute("value", dense(attribute.sparse_tensor)))
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """A node without a name, or with another's, is called after what it makes."""
+    taken = set[str]()
+    for node in graph.node:
+        if not node.name or node.name in taken:
+            node.name = next((name for name in node.output if name), node.op_type)
+        taken.add(node.name)
 
 
 def _detach(model: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -94,10 +115,9 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 def _numbers(tensor: onnx.TensorProto, file: Path) -> np.ndarray[Any, Any]:
     array = numpy_helper.to_array(tensor)
-    if array.dtype.kind == "f" and array.size > 1 and not np.isfinite(array).all():  # one number may be a bound
+    is_float = array.dtype.kind == "f" or array.dtype.name in NARROW
+    if is_float and (np.isnan(array).any() or (array.size > 1 and not np.isfinite(array).all())):  # one number may be a bound
         raise WageubnError(f"{file}: weights {tensor.name!r} hold NaN or infinity; export a healthy checkpoint")
-    if array.size > SMALL and array.dtype != np.float32:
-        raise WageubnError(f"{file}: weights {tensor.name!r} are {array.dtype.name}; give the network in float32")
     return array
 
 

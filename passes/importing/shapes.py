@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,8 +9,9 @@ from onnx import TensorProto as T
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.passes.importing.constants import fold
 from wageubn_onnx.passes.importing.read import Source
-from wageubn_onnx.passes.importing.surgery import Rewrite, bypass, redirect, rewrite_all
+from wageubn_onnx.passes.importing.surgery import Rewrite, at, bypass, note_sources, redirect, rewrite_all
 
 ANY_BATCH = 7  # images, where the source takes any number: shapes are worked out with one, and `forward` takes any again
 COLOURS = (1, 3)  # channels by which an image's layout is known
@@ -27,28 +25,39 @@ def folded(source: Source, config: Config) -> gs.Graph:
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     _fix_image(model.graph, source, config)
-    graph = _inferred(model)
-    _fold(graph)
+    graph = _folded(_inferred(model))
     graph = _inferred(gs.export_onnx(graph))
+    note_sources(graph)
     tensors = graph.tensors()
     for name, value in source.weights.items():
         if name in tensors:
             tensors[name].to_constant(value)
     graph.inputs = [i for i in graph.inputs if isinstance(i, gs.Variable)]
-    named = set[str]()
-    for node in graph.nodes:
-        if not node.name or node.name in named:
-            node.name = node.outputs[0].name
-        named.add(node.name)
-    return _fold(graph)
+    _folded(graph)
+    _refuse_other_precision(graph)
+    return graph
 
 
-def _fold(graph: gs.Graph) -> gs.Graph:
+def _folded(graph: gs.Graph) -> gs.Graph:
     """Replace what follows from constants alone by its value."""
     rewrite_all(graph, TRIVIA)
-    with contextlib.redirect_stdout(io.StringIO()):  # which gs lets itself be heard on
-        graph.fold_constants(fold_shapes=False, error_ok=False, size_threshold=None)
+    fold(graph)
     return graph.cleanup().toposort()
+
+
+def _refuse_other_precision(graph: gs.Graph) -> None:
+    """Weights may be stored in any precision; what is computed from the image is in float32."""
+    for node in graph.nodes:
+        for result in node.outputs:
+            if result.dtype in OTHER_PRECISIONS:
+                raise WageubnError(
+                    f"{at(node)}: {node.op} makes {OTHER_PRECISIONS[result.dtype]}, and a network is read in float32 alone; export "
+                    "it so (PyTorch: model.float(), without torch.autocast)"
+                )
+
+
+# Of a tensor; gs has a NumPy type, or ONNX's number where there is none
+OTHER_PRECISIONS = {np.dtype(np.float16): "float16", np.dtype(np.float64): "float64", int(T.BFLOAT16): "bfloat16"}
 
 
 def _inferred(model: onnx.ModelProto) -> gs.Graph:
@@ -107,7 +116,8 @@ def _fix_image(graph: onnx.GraphProto, source: Source, config: Config) -> None:
     shape: list[int | str | None] = [d.dim_value or d.dim_param or None for d in tensor.shape.dim]
     if len(shape) != 4 or tensor.elem_type != T.FLOAT:
         kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name if tensor.elem_type else "no tensor"
-        raise WageubnError(f"input {image.name!r} is {kind} {shape}; it must be float32 [N, C, H, W] or [N, H, W, C]")
+        half = "; export the network in float32 (PyTorch: model.float())" if kind in OTHER_PRECISIONS.values() else ""
+        raise WageubnError(f"input {image.name!r} is {kind} {shape}; it must be float32 [N, C, H, W] or [N, H, W, C]{half}")
     rows = 1 if is_nhwc(shape, config.layout) else 2
     if config.image_size:
         shape[rows : rows + 2] = config.image_size

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 Array = np.ndarray[Any, Any]
+SHOWN = 3  # names in a message
 Rewrite = Callable[[gs.Graph, gs.Node], bool]  # whether it changed anything
 
 
@@ -32,15 +33,41 @@ def redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     graph.outputs = [new if o is old else o for o in graph.outputs]
 
 
-def origins(node: gs.Node) -> list[str]:
-    """The nodes of the source that ``node`` does the work of: itself, unless `absorb` says otherwise."""
-    found: list[str] = getattr(node, "origins", [node.name])
+def sources(node: gs.Node) -> dict[str, str]:
+    """The nodes of the source that ``node`` does the work of, each with its operator: itself, unless `absorb` says otherwise."""
+    found: dict[str, str] = getattr(node, "sources", {node.name: node.op})
     return found
+
+
+def origins(node: gs.Node) -> list[str]:
+    """The names of `sources`."""
+    return list(sources(node))
+
+
+def note_sources(graph: gs.Graph) -> None:
+    """Let every node remember its own operator, whatever rewrites make of it."""
+    for node in graph.nodes:
+        node.sources = {node.name: node.op}
 
 
 def absorb(node: gs.Node, *others: gs.Node) -> None:
     """Note that ``node`` does the work of ``others``, too."""
-    node.origins = list(dict.fromkeys(name for each in (node, *others) for name in origins(each)))
+    node.sources = {name: op for each in (node, *others) for name, op in sources(each).items()}
+
+
+def at(node: gs.Node) -> str:
+    """How a refusal names ``node``: by the source's own nodes, with their operators where a rewrite has changed the operator."""
+    found = sources(node)
+    names = ", ".join(repr(name) for name in list(found)[:SHOWN]) + (
+        f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    )
+    operators = "" if set(found.values()) == {node.op} else f" ({written(node)})"
+    return f"{'node' if len(found) == 1 else 'nodes'} {names}{operators}"
+
+
+def written(node: gs.Node) -> str:
+    """The operators that the source has where ``node`` stands."""
+    return ", ".join(dict.fromkeys(sources(node).values()))
 
 
 def only_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
@@ -85,7 +112,7 @@ def insert(
     """Append a node of one output, which does the work of other nodes; return its output."""
     result = gs.Variable(f"{name}/{kind.lower()}", np.float32, list(shape))
     made = gs.Node(kind, name, attrs, list(inputs), [result])
-    made.origins = []
+    made.sources = {}
     absorb(made, *instead_of)
     graph.nodes.append(made)
     return result

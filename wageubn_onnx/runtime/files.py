@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as encode_tensors
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.external import refuse_pointer
 
 Array = NDArray[Any]
 
@@ -70,6 +71,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     """
     if not Path(path).is_file():
         raise WageubnError(f"{path}: no such file; give a .safetensors state or checkpoint")
+    refuse_pointer(Path(path))
     try:
         with safe_open(path, framework="np") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a handle, not a mapping)

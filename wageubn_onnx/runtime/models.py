@@ -8,19 +8,11 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from wageubn_onnx.dryrun import ORT_ERRORS, SILENT
 from wageubn_onnx.errors import WageubnError
 
 SPIN = "1000"  # microseconds in which idle threads wait for more work; else tens of milliseconds, on cores that others want
-LOAD_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 def open_model(model: Path, threads: int | None = None, optimize: bool = True) -> ort.InferenceSession:
@@ -48,7 +40,7 @@ def open_lowered(model: Path, content: bytes, threads: int | None = None, optimi
 def session_options(threads: int | None = None, optimize: bool = True) -> ort.SessionOptions:
     """What a session asks of onnxruntime: to be quiet, and not to keep cores that it has no work for."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -68,7 +60,7 @@ def lowered_options(threads: int | None = None, optimize: bool = False) -> ort.S
 def _open(model: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except LOAD_ERRORS as error:
+    except ORT_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise WageubnError(f"{model}: onnxruntime cannot load it ({reason}); convert the model again") from error
 
