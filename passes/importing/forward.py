@@ -17,8 +17,9 @@ from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.infer import window
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
-from wageubn_onnx.passes.importing.heads import RESHAPES
+from wageubn_onnx.passes.importing.endings import drop_sigmoid, settle_output
 from wageubn_onnx.passes.importing.read import read_source
+from wageubn_onnx.passes.importing.refusals import refuse_unknown
 from wageubn_onnx.passes.importing.spelling import respell
 from wageubn_onnx.passes.importing.surgery import at, origins, values
 from wageubn_onnx.passes.importing.windows import padding
@@ -31,20 +32,17 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     """
     read = read_source(path)
     source = respell(read, config)
-    unknown = sorted((n for n in source.nodes if n.op not in BUILDERS or n.domain), key=lambda n: n.op in MOVES)[:1]
-    if unknown:
-        raise UnsupportedOperator(
-            f"node {unknown[0].name!r}: operator {unknown[0].op} has no rule here; supported: {', '.join(sorted(BUILDERS))}"
-        )
+    drop_sigmoid(source, config)
+    refuse_unknown(source, BUILDERS)
+    has_features = settle_output(source, config)
     model = _Forward(source, Path(path).absolute().stem).build()
+    model.notes["features"] = has_features
     for key in read.found.get("frozen", []):
         if key in model.states:  # a bias before BN is none
             model.states[key].frozen = True
     model.notes |= {"files": read.found.get("files") or [str(path)], "said": read.found.get("notes", [])}
     return model
 
-
-MOVES = (*RESHAPES, "Transpose", "Concat", "Slice")  # seldom what is missing, where something else is
 
 
 class _Forward:
@@ -57,9 +55,6 @@ class _Forward:
 
     def build(self) -> Model:
         model, (image,) = self.model, self.source.inputs
-        if len(self.source.outputs) != 1:
-            names = ", ".join(repr(output.name) for output in self.source.outputs)
-            raise WageubnError(f"the network must end in one output of logits [N, classes]; it has {names}")
         with model.context(made_by=PASS.name):
             with model.context(layer="input", source=image.name, path="I"):
                 model.named["images"] = model.input("images", np.float32, ["N", *image.shape[1:]])
@@ -68,8 +63,6 @@ class _Forward:
                 with model.context(layer=layer_name(node), source=",".join(origins(node)), path="A"):
                     self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
         logits = self.values[self.source.outputs[0].name]
-        if len(logits.shape) != 2:
-            raise WageubnError(f"output {self.source.outputs[0].name!r} is {list(logits.shape)}; it must be logits [N, classes]")
         model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
         return model
@@ -87,6 +80,8 @@ class _Forward:
             raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is shared with another node; give each node its own")
         if tensor.values.dtype != np.float32:
             raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
+        if not np.isfinite(tensor.values).all():
+            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} comes to NaN or infinity; export a healthy checkpoint")
         path = f"BN.{kind}" if kind.startswith("running") else kind
         with self.model.context(path=path):
             return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
@@ -105,11 +100,6 @@ class _Forward:
     def conv(self, node: gs.Node) -> Tensor:
         x, weight = self.operand(node.inputs[0], node), node.inputs[1]
         w, group = self.parameter(weight, "W", node), int(node.attrs.get("group", 1))
-        if group < 1 or x.shape[1] != group * w.shape[1] or w.shape[0] % group:
-            raise WageubnError(
-                f"{at(node)}: Conv of {x.shape[1]} channels with weights {list(w.shape)} in {group} groups does not fit: "
-                "inputs and outputs must both be shared out evenly among the groups; correct the export"
-            )
         attrs = _window_attributes(node, x, w.shape[2:])
         y = self.model.op("Conv", x, w, name="conv", role="C", group=group, **attrs)
         if len(node.inputs) < 3 or node.inputs[2].is_empty():
@@ -131,9 +121,6 @@ class _Forward:
         operands = [self.parameter(t, kind, node) for t, kind in zip(node.inputs[1:5], kinds, strict=True)]
         states = [self.model.states[operand.name] for operand in operands]
         self.mark(states, node.attrs.get("statistics"))
-        variance = states[3].value
-        if (variance < 0).any():
-            raise WageubnError(f"{at(node)}: running variance {operands[3].name!r} has negative entries")
         attrs = {"epsilon": float(node.attrs.get("epsilon", 1e-5)), "momentum": float(node.attrs.get("momentum", 0.9))}
         return self.model.op("BatchNormalization", x, *operands, name="bn", role="Y", **attrs)
 
@@ -179,6 +166,8 @@ class _Forward:
         return self.model.op("Pad", x, self.model.ints(*amounts.reshape(-1)), name="pad")
 
     def flatten(self, node: gs.Node) -> Tensor:
+        if node.attrs.get("axis", 1) != 1:  # `to_flatten` has made it so where that is the same
+            raise UnsupportedOperator(f"{at(node)}: Flatten from axis {node.attrs['axis']} mixes images; it must be from axis 1")
         return self.model.op("Flatten", self.operand(node.inputs[0], node), name="flatten", axis=1)
 
     def gemm(self, node: gs.Node) -> Tensor:

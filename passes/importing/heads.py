@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import absorb, bypass, insert, maker, only_reader, redirect, set_operand, values
+from wageubn_onnx.passes.importing.surgery import Array, absorb, bypass, insert, maker, only_reader, redirect, set_operand, values
 
 
 def to_flatten(graph: gs.Graph, node: gs.Node) -> bool:
@@ -131,30 +131,70 @@ def gemm_as_stored(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def gemm_affine(graph: gs.Graph, node: gs.Node) -> bool:
-    """Gemm(x, W, b) + c = Gemm(x, W, b + c) and Gemm(x, W, b) * c = Gemm(x, W c, b c), for a number c, or one a class."""
+    """Gemm(x, W, b) * c + d = Gemm(x, W c, b c + d), for a number a class or one for all; a quotient and a difference likewise."""
     following = only_reader(graph, node.outputs[0])
     weight, bias = values(node, 1), values(node, 2, np.zeros(1, np.float32))
-    if following is None or following.op not in ("Add", "Mul") or weight is None or bias is None:
+    if following is None or weight is None or bias is None:
         return False
+    found = _scale_and_shift(following, node.outputs[0], len(weight))
+    if found is None:
+        return False
+    scale, shift = found
     (other,) = (i for i in following.inputs if i is not node.outputs[0])
-    if (
-        not isinstance(other, gs.Constant)
-        or other.values.size not in (1, len(weight))
-        or other.values.shape[:-1] not in ((), (1,))
-    ):
-        return False
-    c = other.values.reshape(-1)
-    if following.op == "Mul":
-        set_operand(node, 1, weight * c.reshape(-1, 1), "weight")
-    if following.op == "Add" and len(node.inputs) < 3 and c.shape == other.values.shape:
+    if (scale != 1).any():
+        set_operand(node, 1, weight * scale.reshape(-1, 1), "weight")
+    if following.op == "Add" and len(node.inputs) < 3 and other.values.ndim <= 1:
         node.inputs = [*node.inputs, other]  # under its own name
-    elif following.op == "Add" or len(node.inputs) > 2:
-        set_operand(node, 2, bias.reshape(-1) + c if following.op == "Add" else bias * c, "bias")
+    elif shift.any() or len(node.inputs) > 2:
+        set_operand(node, 2, bias.reshape(-1) * scale + shift, "bias")
     absorb(node, following)
-    redirect(graph, following.outputs[0], node.outputs[0])
+    result = following.outputs[0]
     following.inputs.clear()
     following.outputs.clear()
+    node.outputs = [result]
     return True
+
+
+def affine_gemm(graph: gs.Graph, node: gs.Node) -> bool:
+    """Gemm(x * c + d, W, b) = Gemm(x, W c, b + W d), for a number a feature or one for all."""
+    before = maker(node.inputs[0])
+    weight, bias = values(node, 1), values(node, 2, np.zeros(1, np.float32))
+    if before is None or before.op not in AFFINE or weight is None or bias is None or not node.attrs.get("transB", 0):
+        return False
+    x = next((i for i in before.inputs if not isinstance(i, gs.Constant)), None)
+    if x is None or len(x.shape or ()) != 2 or only_reader(graph, before.outputs[0]) is None:
+        return False
+    found = _scale_and_shift(before, x, weight.shape[1])
+    if found is None:
+        return False
+    scale, shift = found
+    if shift.any():
+        set_operand(node, 2, bias.reshape(-1) + weight.astype(np.float64) @ shift, "bias")
+    set_operand(node, 1, weight * scale, "weight")
+    absorb(node, before)
+    node.inputs = [x, *node.inputs[1:]]
+    return True
+
+
+AFFINE = ("Add", "Sub", "Mul", "Div")
+
+
+def _scale_and_shift(node: gs.Node, x: gs.Tensor, count: int) -> tuple[Array, Array] | None:
+    """Float64 [count] each: what ``node`` makes of features ``x`` [N, count] is x * scale + shift; None of anything else."""
+    if node.op not in AFFINE or len(node.inputs) != 2 or all(isinstance(i, gs.Constant) for i in node.inputs):
+        return None
+    other = next((i for i in node.inputs if isinstance(i, gs.Constant)), None)
+    if other is None or not any(i is x for i in node.inputs):
+        return None
+    if other.values.size not in (1, count) or other.values.shape[:-1] not in ((), (1,)):
+        return None
+    c = np.broadcast_to(other.values.astype(np.float64).reshape(-1), count)
+    ones, zeros, first = np.ones(count), np.zeros(count), node.inputs[0] is x
+    if node.op in ("Add", "Sub"):
+        return (ones if first or node.op == "Add" else -ones), (-c if first and node.op == "Sub" else c)
+    if node.op == "Div":
+        return (1 / c, zeros) if first and c.all() else None
+    return c, zeros
 
 
 def dense_convolution(graph: gs.Graph, node: gs.Node) -> bool:

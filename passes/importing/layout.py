@@ -138,11 +138,42 @@ def _concat(node: gs.Node, order: Order) -> Order:
     return _elementwise(node, order)
 
 
+def _gather(node: gs.Node, order: Order) -> Order | None:
+    """Channels in another order; else the one entry of an axis, which then falls away."""
+    index = values(node, 1)
+    if index is None or index.ndim != 1:
+        _flatten(node, order)
+        return None
+    return _along(node, order)
+
+
+def _along(node: gs.Node, order: Order) -> Order:
+    """An operator along one axis."""
+    node.attrs["axis"] = order[node.attrs.get("axis", 0) % 4]
+    return order
+
+
+def _tile(node: gs.Node, order: Order) -> Order:
+    repeats = values(node, 1)
+    if repeats is not None:
+        _set_integers(node, 1, repeats[np.argsort(order)])
+    return order
+
+
+def _expand(node: gs.Node, order: Order) -> Order:
+    """Its result's shape says all; the operand, of the source's axes, is not read again."""
+    return order
+
+
 IN_OUR_ORDER = frozenset(["Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
 CARRIERS: dict[str, Callable[[gs.Node, Order], Order | None]] = {
     **dict.fromkeys(["Relu", "Clip", "Add", "Sub", "Mul", "Div", "Sum", "Max", "Min"], _elementwise),
     **dict.fromkeys(["ReduceMean", "ReduceMax"], _reduce),
     **dict.fromkeys(RESHAPES, _flatten),
+    "Gather": _gather,
+    "Split": _along,
+    "Tile": _tile,
+    "Expand": _expand,
     "Pad": _pad,
     "Slice": _slice,
     "Concat": _concat,

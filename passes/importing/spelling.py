@@ -11,8 +11,12 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.passes.importing.affine import affine
+from wageubn_onnx.passes.importing.channels import CHANNELS
+from wageubn_onnx.passes.importing.contradictions import refuse_contradictions
+from wageubn_onnx.passes.importing.features import features_before_flatten
 from wageubn_onnx.passes.importing.heads import (
     RESHAPES,
+    affine_gemm,
     dense_convolution,
     gemm_affine,
     gemm_as_stored,
@@ -33,10 +37,12 @@ from wageubn_onnx.passes.importing.windows import concatenated_zeros, merged_str
 def respell(source: Source, config: Config) -> gs.Graph:
     """The source graph with fixed shapes, its constants folded, in the spelling of the `forward` stage.
 
-    Raises WageubnError where the network's input is not one float image tensor of known size.
+    Raises WageubnError where the network's input is not one float image tensor of known size, and where a node contradicts itself.
     """
     graph = folded(source, config)
+    refuse_contradictions(graph)
     to_nchw(graph, config.layout)
+    rewrite_all(graph, CHANNELS)
     rewrite_all(graph, REWRITES)
     return graph
 
@@ -106,7 +112,8 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "Pad": (pad_into_windows,),
     "Slice": (strided_slice,),
     "MaxPool": (merged_strides,),
-    "BatchNormalization": (_own_parameters(PARAMETERS),),
+    "BatchNormalization": (_own_parameters(PARAMETERS), features_before_flatten),
+    "Relu": (features_before_flatten,),
     "Concat": (concatenated_zeros,),
     **dict.fromkeys(["Mul", "Add", "Sub"], (affine,)),
     "Div": (trailing_quotient, affine),
@@ -114,7 +121,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     **dict.fromkeys(["AveragePool", "ReduceMean", "GlobalAveragePool"], (global_pool,)),
     "GlobalMaxPool": (global_max_pool,),
     "MatMul": (matmul_to_gemm,),
-    "Gemm": (_own_parameters({2: "bias"}), gemm_as_stored, gemm_affine),
+    "Gemm": (_own_parameters({2: "bias"}), gemm_as_stored, gemm_affine, affine_gemm),
     "Conv": (_own_parameters({2: "bias"}), dense_convolution),
     **dict.fromkeys(["Softmax", "LogSoftmax", "ArgMax", "Cast"], (trailing,)),
 }

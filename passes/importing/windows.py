@@ -13,11 +13,11 @@ LOWEST = -3.0e38  # and below: as good as minus infinity
 def pad_into_windows(graph: gs.Graph, node: gs.Node) -> bool:
     """A window over a padded map is a padded window over the map.
 
-    For a Conv and an average with zeros, which then count; for a maximum with minus infinity, or with zeros where the map is
-    not negative.
+    For a Conv and an average with zeros, which then count; for a maximum with minus infinity, with zeros where the map is
+    not negative, or with copies of pixels (mode edge, reflect, wrap) where every window that sees a copy sees its pixel too.
     """
-    x, amounts, fill = node.inputs[0], padding(node), values(node, 2, np.zeros(1))
-    if amounts is None or fill is None or node.attrs.get("mode", "constant") != "constant" or x.shape is None:
+    x, amounts, fill, mode = node.inputs[0], padding(node), values(node, 2, np.zeros(1)), node.attrs.get("mode", "constant")
+    if amounts is None or fill is None or x.shape is None:
         return False
     if not amounts.any():
         return bypass(graph, node)
@@ -26,11 +26,41 @@ def pad_into_windows(graph: gs.Graph, node: gs.Node) -> bool:
         return False
     y, absorbed = node.outputs[0], False
     for reader in list(y.outputs):
+        if mode != "constant":
+            fill = -np.inf if mode in COPIES and _sees_copied_pixels(reader, x, amounts[:, 2:], mode) else np.nan
         if _absorb(reader, y, amounts[:, 2:], fill, _is_positive(x)):
             reader.inputs = [x if i is y else i for i in reader.inputs]
             absorb(reader, node)
             absorbed = True
     return absorbed
+
+
+COPIES = ("edge", "reflect", "wrap")
+
+
+def _sees_copied_pixels(reader: gs.Node, x: gs.Tensor, amounts: Array, mode: str) -> bool:
+    """Whether every window of a MaxPool over ``x``, padded with copies, that holds a copy holds the pixel that it copies.
+
+    Then the copy changes no maximum. A window is rows by columns, so it is asked of rows and of columns alone.
+    """
+    if reader.op != "MaxPool":
+        return False
+    own = np.reshape(reader.attrs.get("pads", [0] * 4), (2, 2))
+    for axis in range(2):
+        size, kernel = int(x.shape[2 + axis]), int(reader.attrs["kernel_shape"][axis])
+        stride, dilation = (int(reader.attrs.get(name, [1, 1])[axis]) for name in ("strides", "dilations"))
+        before, after = (int(amount) for amount in amounts[:, axis])
+        reach = dilation * (kernel - 1) + 1
+        if max(before, after) >= min(reach, size):  # a window of copies alone, or copies of copies
+            return False
+        copied = np.pad(np.arange(size), (before, after), mode=mode)  # type: ignore[call-overload]
+        for start in range(-own[0, axis], len(copied) + own[1, axis] - reach + 1, stride):
+            places = np.arange(start, start + reach, dilation)
+            seen = copied[places[(places >= 0) & (places < len(copied))]]
+            real = places[(places >= before) & (places < before + size)] - before
+            if not np.isin(seen, real).all():
+                return False
+    return True
 
 
 def padding(node: gs.Node) -> Array | None:
