@@ -68,7 +68,17 @@ class Config:
             raise WageubnError(f"bn {self.bn!r}: must be {' or '.join(BN)}")
         if self.num_classes is not None and self.num_classes < 2:
             raise WageubnError(f"num-classes {self.num_classes}: a head tells at least 2 classes apart")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """What the pixels and the step are multiplied with."""
         if any(not np.isfinite(v) for v in (*self.mean, *self.std, self.scale)):
             raise WageubnError("mean, std and scale must be finite numbers")
         if any(v <= 0 for v in self.std) or self.scale <= 0:
             raise WageubnError("std and scale must be greater than 0")
+        if any(v < 0 for v in self.mean):
+            raise WageubnError(f"mean {','.join(f'{v:g}' for v in self.mean)}: pixels have none below 0; x = (pixel * scale - mean) / std")
+        if not 0 <= self.momentum < 1:  # so NaN is refused, too
+            raise WageubnError(f"momentum {self.momentum:g}: must be at least 0 and below 1")
+        if not 0 <= self.weight_decay < 1:
+            raise WageubnError(f"weight-decay {self.weight_decay:g}: must be at least 0 and below 1")

@@ -64,9 +64,13 @@ def _gathered(node: gs.Node, result: gs.Tensor) -> Selection | None:
 
 
 def _one_gathered(node: gs.Node, result: gs.Tensor) -> Selection | None:
-    """Unsqueeze of one channel, of which Gather has dropped the axis."""
+    """Unsqueeze of one channel, of which Gather, or Squeeze, has dropped the axis."""
     gather, axes = maker(node.inputs[0]), values(node, 1)
-    if gather is None or gather.op != "Gather" or axes is None or list(axes) not in ([1], [-3]):
+    if gather is None or axes is None or list(axes) not in ([1], [-3]):
+        return None
+    if gather.op == "Squeeze" and _channels(gather.inputs[0]) == 1 and list(gather.inputs[0].shape) == list(result.shape or ()):
+        return _of(gather.inputs[0], np.zeros(1, np.int64), gather, node)
+    if gather.op != "Gather":
         return None
     size, index = _channels(gather.inputs[0]), values(gather, 1)
     if not size or gather.attrs.get("axis", 0) not in (1, -3) or index is None or index.ndim or not -size <= index < size:
@@ -157,8 +161,7 @@ SELECTIONS: dict[str, Callable[[gs.Node, gs.Tensor], Selection | None]] = {
 def _as_gather(graph: gs.Graph, node: gs.Node) -> bool:
     """Any spelling of a selection is one Gather of the map itself; all channels in their order are the map."""
     changed = False
-    for result in list(node.outputs):
-        found = SELECTIONS[node.op](node, result)
+    for result, found in [(result, SELECTIONS[node.op](node, result)) for result in node.outputs]:
         if found is None or not len(found.picked) or (found.nodes == (node,) and node.op == "Gather" and _is_plain(node)):
             continue
         node.outputs = [o for o in node.outputs if o is not result]

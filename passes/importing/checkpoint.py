@@ -25,11 +25,13 @@ from flatbuffers import number_types as kind
 from flatbuffers.table import Table
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.external import refuse_pointer
 
 Array = np.ndarray[Any, Any]
 IDENTIFIER = b"ODTC"  # behind the four bytes that say where the root table is
 VERSIONS = (1, 2)
 DATA_SUFFIX = ".data"
+OLD_SUFFIX = ".pbseq"
 DAMAGED = (struct.error, ValueError, TypeError, OverflowError)  # what reading at a wrong place raises
 
 
@@ -55,10 +57,16 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the file ``path`` and, where its tensors lie there, ``path`` + ".data".
 
-    Raises WageubnError, naming the file, where it is missing, no such checkpoint, damaged, of another version, or without values.
+    Raises WageubnError, naming the file, where it is missing, no such checkpoint, an old one, damaged, of another version, or without values.
     """
+    if path.is_dir() and any(path.glob(f"*{OLD_SUFFIX}")):
+        raise WageubnError(
+            f"{path}: a checkpoint of onnxruntime-training before 1.16, a folder of {OLD_SUFFIX} files; make the artifacts again "
+            "with 1.16 or newer"
+        )
     if not path.is_file():
         raise WageubnError(f"{path}: no such file; a training model needs its checkpoint beside it")
+    refuse_pointer(path)
     content = path.read_bytes()
     if content[4:8] != IDENTIFIER:
         raise WageubnError(f"{path}: not a checkpoint of onnxruntime-training (no {IDENTIFIER.decode()!r} in bytes 4 to 8)")
@@ -95,6 +103,7 @@ def _external(path: Path) -> bytes:
     file = path.with_name(path.name + DATA_SUFFIX)
     if not file.is_file():
         raise WageubnError(f"{file}: no such file; {path.name} keeps its tensors there")
+    refuse_pointer(file)
     return file.read_bytes()
 
 

@@ -8,29 +8,42 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.refusals import keep_only
 from wageubn_onnx.passes.importing.surgery import at, bypass, insert, maker
 
 HEAD = "--num-classes 10 for a new, untrained head of that many classes"
+TWO = "pass --num-classes 2 for a new, untrained head of two classes"
 POOLS = ("Flatten", "GlobalAveragePool", "AveragePool", "MaxPool")
 
 
-def drop_sigmoid(graph: gs.Graph, config: Config) -> None:
-    """A Sigmoid at the end goes with the head that `Config.num_classes` replaces.
+def drop_answers(graph: gs.Graph, config: Config) -> None:
+    """A Sigmoid at the end, and what takes the axis from [N, 1], go with the head that `Config.num_classes` replaces.
 
-    Raises WageubnError, naming it, where the head stays: it says that the classes are no alternatives.
+    Raises WageubnError, naming the node, where the head stays: it says that the classes are no alternatives.
     """
     for output in list(graph.outputs):
-        node = maker(output)
-        if node is None or node.op != "Sigmoid" or output.outputs:
-            continue
-        if config.num_classes is None:
-            one = (output.shape or [0])[-1] == 1
-            kind = "one logit, of two classes" if one else "several labels an image"
-            remedy = "pass --num-classes 2 for a new, untrained head of two classes" if one else f"pass {HEAD}"
-            raise WageubnError(f"{at(node)}: Sigmoid at the end makes {kind}, and the step trains softmax, one label an image; {remedy}")
-        bypass(graph, node)
+        last = output
+        while (node := maker(last)) is not None and not last.outputs and _is_answer(node):
+            one = _is_one(node.inputs[0])
+            if config.num_classes is None:
+                kind = "one logit, of two classes" if one else "several labels an image"
+                remedy = TWO if one else f"pass {HEAD}"
+                raise WageubnError(
+                    f"{at(node)}: {node.op} at the end leaves {kind}, and the step trains softmax, one label of several; {remedy}"
+                )
+            last = node.inputs[0]
+            bypass(graph, node)
     graph.cleanup()
+
+
+def _is_answer(node: gs.Node) -> bool:
+    return bool(node.op == "Sigmoid" or (node.op in RESHAPES and _is_one(node.inputs[0]) and len(node.outputs[0].shape or ()) == 1))
+
+
+def _is_one(tensor: gs.Tensor) -> bool:
+    """Whether it is one number an image."""
+    return tensor.shape is not None and math.prod(tensor.shape[1:]) == 1
 
 
 def settle_output(graph: gs.Graph, config: Config) -> bool:
@@ -53,6 +66,8 @@ def settle_output(graph: gs.Graph, config: Config) -> bool:
     if rank == 4:
         graph.outputs = [_features(graph, output)]
         return True
+    if rank == 1 and not replaced:
+        raise WageubnError(f"{where}, one number an image; it must be logits [N, classes]: {TWO}")
     if rank != 2:
         raise WageubnError(f"{where}; it must be logits [N, classes]: end the network there")
     if not _is_classified(output):
@@ -63,7 +78,7 @@ def settle_output(graph: gs.Graph, config: Config) -> bool:
         return True
     if output.shape[1] < 2 and not replaced:
         raise WageubnError(
-            f"{where}, one logit; softmax over one class learns nothing: pass --num-classes 2 for a new, untrained head of two classes"
+            f"{where}, one logit, and softmax over one class learns nothing: {TWO}"
         )
     return False
 

@@ -17,7 +17,7 @@ from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.infer import window
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
-from wageubn_onnx.passes.importing.endings import drop_sigmoid, settle_output
+from wageubn_onnx.passes.importing.endings import drop_answers, settle_output
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.refusals import refuse_unknown
 from wageubn_onnx.passes.importing.spelling import respell
@@ -32,7 +32,7 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     """
     read = read_source(path)
     source = respell(read, config)
-    drop_sigmoid(source, config)
+    drop_answers(source, config)
     refuse_unknown(source, BUILDERS)
     has_features = settle_output(source, config)
     model = _Forward(source, Path(path).absolute().stem).build()
@@ -159,10 +159,13 @@ class _Forward:
         """Zeros around a map, or for more channels, that no window took over."""
         x, amounts = self.operand(node.inputs[0], node), padding(node)
         fill, mode = values(node, 2, np.zeros(1)), node.attrs.get("mode", "constant")
+        if mode != "constant":
+            raise UnsupportedOperator(
+                f"{at(node)}: Pad with mode {mode!r} has no rule here; only before a MaxPool each of whose windows sees the pixels that "
+                "it sees copies of: pad with zeros (mode constant)"
+            )
         if amounts is None or fill is None or fill.any() or amounts.shape != (2, 4) or amounts[:, 0].any() or (amounts < 0).any():
             raise UnsupportedOperator(f"{at(node)}: Pad has a rule only with 0, of channels, rows and columns")
-        if mode != "constant":
-            raise UnsupportedOperator(f"{at(node)}: Pad with mode {mode!r} has no rule; only constant")
         return self.model.op("Pad", x, self.model.ints(*amounts.reshape(-1)), name="pad")
 
     def flatten(self, node: gs.Node) -> Tensor:

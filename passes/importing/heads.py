@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import Array, absorb, bypass, insert, maker, only_reader, redirect, set_operand, values
+from wageubn_onnx.passes.importing.surgery import Array, absorb, bypass, insert, maker, only_reader, set_operand, take_over, values
 
 
 def to_flatten(graph: gs.Graph, node: gs.Node) -> bool:
@@ -82,7 +82,7 @@ def _reduced_mean(graph: gs.Graph, node: gs.Node) -> bool:
     if not keeps or len(last.inputs[0].shape) != 4:
         name = last.name or last.outputs[0].name
         pooled = insert(graph, "Flatten", name, {"axis": 1}, [pooled], list(x.shape[:2]), [last])
-    redirect(graph, last.outputs[0], pooled)
+    take_over(graph, last.outputs[0], pooled)
     last.outputs.clear()
     return True
 
@@ -210,7 +210,7 @@ def dense_convolution(graph: gs.Graph, node: gs.Node) -> bool:
     flat = insert(graph, "Flatten", f"{name}/flatten", {"axis": 1}, [x], [x.shape[0], math.prod(x.shape[1:])], [flatten])
     set_operand(node, 1, weight.reshape(len(weight), -1), "weight")
     logits = insert(graph, "Gemm", name, {"transB": 1}, [flat, *node.inputs[1:]], [x.shape[0], len(weight)], [node])
-    redirect(graph, flatten.outputs[0], logits)
+    take_over(graph, flatten.outputs[0], logits)
     node.inputs.clear()
     node.outputs.clear()
     flatten.outputs.clear()

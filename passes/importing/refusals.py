@@ -12,7 +12,7 @@ from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.surgery import at, maker, values, written
 
 MOVES = (*RESHAPES, "Transpose", "Concat", "Slice", "Expand", "Tile", "Split")
-ENDINGS = ("Softmax", "LogSoftmax", "ArgMax", "Cast", "Sigmoid")  # without a rule because something reads them
+ENDINGS = ("Softmax", "LogSoftmax", "ArgMax", "Cast")  # without a rule because something reads them
 SECONDARY = (*MOVES, *ENDINGS)  # seldom what is missing, where something else is
 
 RELU = "only ReLU is trained in integers: put it in that place (PyTorch: nn.ReLU), fine-tune, and export again"
@@ -45,7 +45,7 @@ def refuse_unknown(graph: gs.Graph, known: Collection[str]) -> None:
         return
     node = min(unknown, key=lambda n: n.op in SECONDARY)
     raise UnsupportedOperator(
-        f"{at(node)}: operator {written(node)} has no rule here; {_remedy(graph, node)}; supported: {', '.join(sorted(known))}"
+        f"{at(node, operators=False)}: operator {written(node)} has no rule here; {_remedy(graph, node)}; supported: {', '.join(sorted(known))}"
     )
 
 

@@ -44,6 +44,12 @@ def origins(node: gs.Node) -> list[str]:
     return list(sources(node))
 
 
+def take_over(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Whoever reads ``old`` reads ``new``, which a rewrite has made, under the name that the source has."""
+    redirect(graph, old, new)
+    old.name, new.name = new.name, old.name
+
+
 def note_sources(graph: gs.Graph) -> None:
     """Let every node remember its own operator, whatever rewrites make of it."""
     for node in graph.nodes:
@@ -55,14 +61,14 @@ def absorb(node: gs.Node, *others: gs.Node) -> None:
     node.sources = {name: op for each in (node, *others) for name, op in sources(each).items()}
 
 
-def at(node: gs.Node) -> str:
-    """How a refusal names ``node``: by the source's own nodes, with their operators where a rewrite has changed the operator."""
+def at(node: gs.Node, operators: bool = True) -> str:
+    """How a refusal names ``node``: by the source's own nodes, with their ``operators`` where a rewrite has changed them."""
     found = sources(node)
     names = ", ".join(repr(name) for name in list(found)[:SHOWN]) + (
         f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     )
-    operators = "" if set(found.values()) == {node.op} else f" ({written(node)})"
-    return f"{'node' if len(found) == 1 else 'nodes'} {names}{operators}"
+    changed = operators and set(found.values()) != {node.op}
+    return f"{'node' if len(found) == 1 else 'nodes'} {names}{f' ({written(node)})' if changed else ''}"
 
 
 def written(node: gs.Node) -> str:

@@ -16,7 +16,7 @@ from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.importing.checkpoint import DATA_SUFFIX, Checkpoint, read_checkpoint
 
-MODEL, OPTIMIZER, CHECKPOINT = "training_model.onnx", "optimizer_model.onnx", "checkpoint"
+MODEL, EVALUATION, OPTIMIZER, CHECKPOINT = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"
 LOSSES = ("SoftmaxCrossEntropyLoss", "SoftmaxCrossEntropyLossInternal")
 GRADIENTS = ("SoftmaxCrossEntropyLossGrad", "SoftmaxCrossEntropyLossInternalGrad", "InPlaceAccumulatorV2")
 MICROSOFT = "com.microsoft"
@@ -26,11 +26,23 @@ SHOWN = 3  # names in a message
 
 
 def model_file(folder: Path) -> Path:
-    """The training model of the artifact folder ``folder``. Raises WageubnError where there is none."""
-    file = folder / MODEL
-    if not file.is_file():
+    """The training model of the artifact folder ``folder``, whatever ``prefix`` `generate_artifacts` was given.
+
+    Raises WageubnError where there is none, or several that all have a prefix.
+    """
+    found = [folder / MODEL] if (folder / MODEL).is_file() else sorted(folder.glob(f"*{MODEL}"))
+    if not found:
         raise WageubnError(f"{folder}: no {MODEL} in this folder; give an ONNX file, or the artifacts of onnxruntime-training")
-    return file
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:SHOWN])
+        raise WageubnError(f"{folder}: has {len(found)} training models, {names}; give the path of one of them")
+    return found[0]
+
+
+def _beside(file: Path, name: str) -> Path:
+    """The artifact ``name`` that was written with the model ``file``, under the same prefix."""
+    ending = next((model for model in (MODEL, EVALUATION) if file.name.endswith(model)), file.name)
+    return file.with_name(file.name.removesuffix(ending) + name)
 
 
 def is_training_graph(model: onnx.ModelProto) -> bool:
@@ -51,7 +63,7 @@ def recover(model: onnx.ModelProto, file: Path) -> tuple[onnx.ModelProto, dict[s
     read = {name for node in nodes for name in node.input}
     constants = {t.name: t for t in graph.initializer if t.name in read}
     inputs = [i for i in graph.input if i.name in read and i.name not in constants]
-    checkpoint = read_checkpoint(file.with_name(CHECKPOINT))
+    checkpoint = read_checkpoint(_beside(file, CHECKPOINT))
     values = checkpoint.trained | checkpoint.frozen
     image = next((i for i in inputs if i.name not in values), None)  # the user's inputs come before the parameters
     if image is None:
@@ -72,7 +84,7 @@ def recover(model: onnx.ModelProto, file: Path) -> tuple[onnx.ModelProto, dict[s
 def _files(file: Path) -> list[Path]:
     """``file`` and those beside it that are read."""
     names = (CHECKPOINT, CHECKPOINT + DATA_SUFFIX, OPTIMIZER)
-    return [file, *(beside for name in names if (beside := file.with_name(name)).is_file())]
+    return [file, *(beside for name in names if (beside := _beside(file, name)).is_file())]
 
 
 # -- the graph ------------------------------------------------------------------------------------------------------------
@@ -131,7 +143,7 @@ def _standard(node: onnx.NodeProto, file: Path) -> onnx.NodeProto:
 
 def _parameter(value: onnx.ValueInfoProto, values: dict[str, np.ndarray], file: Path) -> onnx.TensorProto:
     """The initializer of a graph input, which the checkpoint must hold in the dtype and shape that the graph declares."""
-    checkpoint = file.with_name(CHECKPOINT)
+    checkpoint = _beside(file, CHECKPOINT)
     if value.name not in values:
         raise WageubnError(f"{checkpoint}: parameter {value.name!r} of {file.name} is missing; give the checkpoint made with it")
     array, declared = values[value.name], value.type.tensor_type
@@ -153,7 +165,7 @@ def _loss_notes(loss: onnx.NodeProto) -> list[str]:
 
 def _optimizer_notes(file: Path) -> list[str]:
     """What becomes of optimizer_model.onnx, where it is there."""
-    path = file.with_name(OPTIMIZER)
+    path = _beside(file, OPTIMIZER)
     if not path.is_file():
         return []
     kinds = sorted({node.op_type for node in load_model(path).graph.node if node.domain == MICROSOFT})

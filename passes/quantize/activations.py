@@ -35,10 +35,17 @@ def quantize_activations(g: Model, config: Config) -> None:
             if not form(tensor, "S").is_float:
                 expect_also(g, tensor, "S")
     for tensor in g.by_role("Y", "sum", "S", "C"):
-        products = [u for u in tensor.outputs if u.op in ("Conv", "MatMul") and u.inputs[0] is tensor]
-        if products and not _is_narrow(tensor, bits):
+        if _feeds_product(tensor) and not _is_narrow(tensor, bits):
             wide = [u for u in tensor.outputs if u.op in WIDE] if g.tag(tensor).role == "C" else []
             insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)), keep=wide)
+
+
+def _feeds_product(tensor: Tensor) -> bool:
+    """Whether a product reads it, as it is or flattened."""
+    return any(
+        (user.op in ("Conv", "MatMul") and user.inputs[0] is tensor) or (user.op == "Flatten" and _feeds_product(user.outputs[0]))
+        for user in tensor.outputs
+    )
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:
