@@ -77,7 +77,9 @@ class Config:
         if any(v <= 0 for v in self.std) or self.scale <= 0:
             raise WageubnError("std and scale must be greater than 0")
         if any(v < 0 for v in self.mean):
-            raise WageubnError(f"mean {','.join(f'{v:g}' for v in self.mean)}: pixels have none below 0; x = (pixel * scale - mean) / std")
+            raise WageubnError(
+                f"mean {','.join(f'{v:g}' for v in self.mean)}: pixels have none below 0; x = (pixel * scale - mean) / std"
+            )
         if not 0 <= self.momentum < 1:  # so NaN is refused, too
             raise WageubnError(f"momentum {self.momentum:g}: must be at least 0 and below 1")
         if not 0 <= self.weight_decay < 1:

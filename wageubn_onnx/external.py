@@ -26,7 +26,7 @@ def refuse_pointer(file: Path) -> None:
 def load_external(model: onnx.ModelProto, file: Path) -> None:
     """Read into ``model``, which ``file`` holds, the tensors that lie in other files.
 
-    Raises WageubnError, naming the file and the tensor, where one is missing, a link, a pointer, outside of the folder, or too short.
+    Raises WageubnError, naming the file and the tensor, where one is missing, a link, a pointer, outside of the folder, or short.
     """
     checked = set[Path]()
     for tensor in _tensors(model.graph):
@@ -70,8 +70,8 @@ def _check(tensor: onnx.TensorProto, file: Path, checked: set[Path]) -> None:
     size = data.stat().st_size
     if min(offset, needed) < 0 or offset + needed > size:
         raise WageubnError(
-            f"{where}: bytes {offset} to {offset + needed} of {location}, which has {size}: the file is truncated or another model's; "
-            "copy it again"
+            f"{where}: bytes {offset} to {offset + needed} of {location}, which has {size}: the file is truncated or another "
+            "model's; copy it again"
         )
     if length is not None and length != _bytes(tensor):
         raise WageubnError(
@@ -92,7 +92,7 @@ def _check_file(data: Path, where: str) -> None:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes the tensor's dtype and shape take; two elements of 4 bits share one."""
-    bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    bits = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1)):
         bits = 4
     return math.ceil(math.prod(tensor.dims) * bits / 8)

@@ -220,7 +220,7 @@ def _is_spatial(node: gs.Node) -> bool:
 
 
 def _before(value: Array, found: Selection, trailing: int) -> Array | None:
-    """A constant [C, 1, 1], with ``trailing`` axes in all behind the batch, for the channels of the source; None: copies differ."""
+    """A constant [C, 1, 1], of ``trailing`` axes, for the channels of the source; None where copies of one differ."""
     if value.size == 1:
         return value
     channels = len(found.picked)

@@ -57,7 +57,8 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the file ``path`` and, where its tensors lie there, ``path`` + ".data".
 
-    Raises WageubnError, naming the file, where it is missing, no such checkpoint, an old one, damaged, of another version, or without values.
+    Raises WageubnError, naming the file, where it is missing, no such checkpoint, an old one, damaged, of another
+    version, or without values.
     """
     if path.is_dir() and any(path.glob(f"*{OLD_SUFFIX}")):
         raise WageubnError(

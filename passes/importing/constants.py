@@ -27,7 +27,7 @@ NARROW = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8
 
 
 def fold(graph: gs.Graph) -> None:
-    """Put values in the place of all nodes that read nothing but constants, and branches in the place of an If that has its answer.
+    """Put values in the place of all nodes that read nothing but constants, and its branch in the place of an If on a constant.
 
     Of bfloat16 and float8 the values are held in float32, which has each of them. What cannot be evaluated, draws random numbers
     or holds graphs of its own stays. Raises WageubnError, naming the node, where values would take more memory than weights do.
@@ -62,7 +62,8 @@ def _evaluate(node: gs.Node, spent: int) -> dict[int, Array]:
         return {}
     if max(sizes) > LARGEST or spent + sum(sizes) > IN_ALL:
         raise WageubnError(
-            f"{at(node)}: {node.op} makes a constant of {max(sizes):,} bytes, more than weights have; correct the sizes that it reads"
+            f"{at(node)}: {node.op} makes a constant of {max(sizes):,} bytes, more than weights have; correct the sizes that it "
+            "reads"
         )
     try:
         results = plain_session(one).run(None, values)

@@ -50,8 +50,8 @@ def _convolution(node: gs.Node) -> str:
         return f"says kernel_shape {list(kernel)} and has {weights}"
     if group < 1 or x[1] != group * w.shape[1] or w.shape[0] % group:
         return (
-            f"of {x[1]} channels with {weights} in {group} groups does not fit: inputs and outputs must both be shared out evenly "
-            "among the groups"
+            f"of {x[1]} channels with {weights} in {group} groups does not fit: inputs and outputs must both be shared out "
+            "evenly among the groups"
         )
     if bias is not None and bias.shape != w.shape[:1]:
         return f"has {weights} and a bias {list(bias.shape)}"
@@ -102,6 +102,9 @@ def _flatten(node: gs.Node) -> str:
     shape, axis = node.inputs[0].shape, int(node.attrs.get("axis", 1))
     if shape is not None and not -len(shape) <= axis <= len(shape):
         return f"of {list(shape)} has axis {axis}"
+    is_last = all(reader.op in ("Gemm", "MatMul") for reader in node.outputs[0].outputs)  # what reshapes again may want it
+    if shape is not None and is_last and math.prod(shape[: axis if axis >= 0 else axis + len(shape)]) != shape[0]:
+        return f"of {list(shape)} from axis {axis} mixes images; it must be from axis 1"
     return ""
 
 

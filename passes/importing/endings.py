@@ -34,11 +34,13 @@ def drop_answers(graph: gs.Graph, config: Config) -> None:
                 )
             last = node.inputs[0]
             bypass(graph, node)
-    graph.cleanup()
+            graph.cleanup()
 
 
 def _is_answer(node: gs.Node) -> bool:
-    return bool(node.op == "Sigmoid" or (node.op in RESHAPES and _is_one(node.inputs[0]) and len(node.outputs[0].shape or ()) == 1))
+    return bool(
+        node.op == "Sigmoid" or (node.op in RESHAPES and _is_one(node.inputs[0]) and len(node.outputs[0].shape or ()) == 1)
+    )
 
 
 def _is_one(tensor: gs.Tensor) -> bool:
@@ -61,7 +63,8 @@ def settle_output(graph: gs.Graph, config: Config) -> bool:
     where = f"output {output.name!r} is {_shape(output)}"
     if (rank, replaced) == (4, False):
         raise WageubnError(
-            f"{where}, a map; it must be logits [N, classes]: this is a backbone without a classifier; pass {HEAD}, on its features"
+            f"{where}, a map; it must be logits [N, classes]: this is a backbone without a classifier; pass {HEAD}, on its "
+            "features"
         )
     if rank == 4:
         graph.outputs = [_features(graph, output)]
@@ -77,9 +80,7 @@ def settle_output(graph: gs.Graph, config: Config) -> bool:
             )
         return True
     if output.shape[1] < 2 and not replaced:
-        raise WageubnError(
-            f"{where}, one logit, and softmax over one class learns nothing: {TWO}"
-        )
+        raise WageubnError(f"{where}, one logit, and softmax over one class learns nothing: {TWO}")
     return False
 
 

@@ -1,8 +1,8 @@
 """Rewrites of what works on features [N, C] and is known of maps alone: features are maps of one pixel.
 
-    BN(Flatten(x))            = Flatten(BN(x))                  x [N, C, 1, 1]
-    BN(Gemm(Flatten(x), w))   = Flatten(BN(Conv(x, w)))         x [N, C, H, W], the kernel as large as the map
-    Relu(Flatten(x))          = Flatten(Relu(x))
+BN(Flatten(x))            = Flatten(BN(x))                  x [N, C, 1, 1]
+BN(Gemm(Flatten(x), w))   = Flatten(BN(Conv(x, w)))         x [N, C, H, W], the kernel as large as the map
+Relu(Flatten(x))          = Flatten(Relu(x))
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ def features_before_flatten(graph: gs.Graph, node: gs.Node) -> bool:
     x, y = node.inputs[0], node.outputs[0]
     if len(x.shape or ()) != 2 or len(y.shape or ()) != 2:
         return False
-    source = maker(x)
-    if node.op == "Relu" and (source is None or source.op != "Flatten" or maker(source.inputs[0]) is None):
-        return False
-    if node.op == "Relu" and maker(source.inputs[0]).op != "BatchNormalization":
+    if node.op == "Relu" and not _is_flattened_batch_norm(x):
         return False
     before = _as_map(graph, x)
     if before is None:
@@ -36,6 +33,12 @@ def features_before_flatten(graph: gs.Graph, node: gs.Node) -> bool:
     absorb(flatten, node)
     graph.nodes.append(flatten)
     return True
+
+
+def _is_flattened_batch_norm(x: gs.Tensor) -> bool:
+    flatten = maker(x)
+    source = maker(flatten.inputs[0]) if flatten is not None and flatten.op == "Flatten" else None
+    return source is not None and source.op == "BatchNormalization"
 
 
 def _as_map(graph: gs.Graph, x: gs.Tensor) -> gs.Tensor | None:
@@ -57,11 +60,15 @@ def _as_map(graph: gs.Graph, x: gs.Tensor) -> gs.Tensor | None:
 def _as_convolution(graph: gs.Graph, gemm: gs.Node) -> gs.Tensor | None:
     """The dense layer as a convolution whose kernel covers the map that it reads."""
     weight, bias, flatten = values(gemm, 1), values(gemm, 2, 0), maker(gemm.inputs[0])
-    attributes = [gemm.attrs.get(name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0), ("transB", 0))]
+    attributes = [
+        gemm.attrs.get(name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0), ("transB", 0))
+    ]
     if weight is None or bias is None or attributes != [1.0, 1.0, 0, 1] or np.size(bias) not in (1, len(weight)):
         return None
-    whole = flatten is not None and flatten.op == "Flatten" and len(flatten.inputs[0].shape or ()) == 4
-    x = flatten.inputs[0] if whole else _as_map(graph, gemm.inputs[0])
+    if flatten is not None and flatten.op == "Flatten" and len(flatten.inputs[0].shape or ()) == 4:
+        x: gs.Tensor | None = flatten.inputs[0]
+    else:
+        x = _as_map(graph, gemm.inputs[0])
     if x is None or math.prod(x.shape[1:]) != weight.shape[1]:
         return None
     if len(gemm.inputs) > 2:

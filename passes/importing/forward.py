@@ -44,7 +44,6 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     return model
 
 
-
 class _Forward:
     """Builds the normalised model node by node."""
 
@@ -161,8 +160,8 @@ class _Forward:
         fill, mode = values(node, 2, np.zeros(1)), node.attrs.get("mode", "constant")
         if mode != "constant":
             raise UnsupportedOperator(
-                f"{at(node)}: Pad with mode {mode!r} has no rule here; only before a MaxPool each of whose windows sees the pixels that "
-                "it sees copies of: pad with zeros (mode constant)"
+                f"{at(node)}: Pad with mode {mode!r} has no rule here; only before a MaxPool each of whose windows sees the "
+                "pixels that it sees copies of: pad with zeros (mode constant)"
             )
         if amounts is None or fill is None or fill.any() or amounts.shape != (2, 4) or amounts[:, 0].any() or (amounts < 0).any():
             raise UnsupportedOperator(f"{at(node)}: Pad has a rule only with 0, of channels, rows and columns")

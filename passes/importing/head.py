@@ -52,7 +52,9 @@ def _drawn(classes: int, features: int) -> Array:
 def _add_head(g: Model, classes: int) -> None:
     features = g.named["logits"]
     layer, count = LAYER, 1
-    while any(state.layer == layer for state in g.states.values()) or f"{layer}.weight" in g.states or f"{layer}.bias" in g.states:
+    while (
+        any(state.layer == layer for state in g.states.values()) or f"{layer}.weight" in g.states or f"{layer}.bias" in g.states
+    ):
         count += 1
         layer = f"{LAYER}{count}"
     with g.context(layer=layer, source=g.tag(features).source, path="A"):

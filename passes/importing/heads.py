@@ -7,7 +7,17 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.passes.importing.surgery import Array, absorb, bypass, insert, maker, only_reader, set_operand, take_over, values
+from wageubn_onnx.passes.importing.surgery import (
+    Array,
+    absorb,
+    bypass,
+    insert,
+    maker,
+    only_reader,
+    set_operand,
+    take_over,
+    values,
+)
 
 
 def to_flatten(graph: gs.Graph, node: gs.Node) -> bool:
@@ -131,7 +141,7 @@ def gemm_as_stored(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def gemm_affine(graph: gs.Graph, node: gs.Node) -> bool:
-    """Gemm(x, W, b) * c + d = Gemm(x, W c, b c + d), for a number a class or one for all; a quotient and a difference likewise."""
+    """Gemm(x, W, b) * c + d = Gemm(x, W c, b c + d), for a number a class or one for all; so quotients and differences."""
     following = only_reader(graph, node.outputs[0])
     weight, bias = values(node, 1), values(node, 2, np.zeros(1, np.float32))
     if following is None or weight is None or bias is None:

@@ -19,33 +19,28 @@ RELU = "only ReLU is trained in integers: put it in that place (PyTorch: nn.ReLU
 BATCH_NORM = "only BatchNormalization has one: train the network with that"
 FLOAT = "the network is quantized already: give the float network that it was made of"
 NO_CONTROL = "control flow depends on the image: export the network by tracing, in inference mode"
+CHANNELS = (
+    "channels may be reordered or copied only before a convolution without groups, and copies must be normalised alike: do it "
+    "outside of the network"
+)
 REMEDIES = {
-    **dict.fromkeys(
-        ["HardSwish", "HardSigmoid", "Sigmoid", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Softplus", "Softsign",
-         "Tanh", "ThresholdedRelu", "Erf", "Swish", "Min"], RELU
-    ),
-    **dict.fromkeys(["InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization", "LRN"], BATCH_NORM),
-    **dict.fromkeys(
-        ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"],
-        FLOAT,
-    ),
-    **dict.fromkeys(["If", "Loop", "Scan"], NO_CONTROL),
-    **dict.fromkeys(
-        ["Gather", "Expand", "Tile", "Split"],
-        "channels are only reordered or copied before a convolution without groups, copies normalised alike: do it outside of the "
-        "network",
-    ),
-}  # fmt: skip
+    RELU: "HardSwish HardSigmoid Sigmoid LeakyRelu PRelu Elu Selu Celu Gelu Mish Softplus Softsign Tanh ThresholdedRelu Erf Min",
+    BATCH_NORM: "InstanceNormalization LayerNormalization GroupNormalization LpNormalization LRN",
+    FLOAT: "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger",
+    NO_CONTROL: "If Loop Scan",
+    CHANNELS: "Gather Expand Tile Split",
+}
 
 
 def refuse_unknown(graph: gs.Graph, known: Collection[str]) -> None:
-    """Raise UnsupportedOperator where a node has an operator that is not ``known``: the first that is likely to be what is missing."""
+    """Raise UnsupportedOperator where a node's operator is not ``known``: of the first that is likely to be what is missing."""
     unknown = [node for node in graph.nodes if node.op not in known or node.domain]
     if not unknown:
         return
     node = min(unknown, key=lambda n: n.op in SECONDARY)
     raise UnsupportedOperator(
-        f"{at(node, operators=False)}: operator {written(node)} has no rule here; {_remedy(graph, node)}; supported: {', '.join(sorted(known))}"
+        f"{at(node, operators=False)}: operator {written(node)} has no rule here; {_remedy(graph, node)}; supported: "
+        f"{', '.join(sorted(known))}"
     )
 
 
@@ -58,7 +53,9 @@ def _remedy(graph: gs.Graph, node: gs.Node) -> str:
     logits = _logits_before(graph, node)
     if logits is not None:
         return f"it comes after the logits {logits.name!r}: {keep_only(graph, logits)}"
-    return REMEDIES.get(node.op, "export the network without it")
+    return next(
+        (remedy for remedy, operators in REMEDIES.items() if node.op in operators.split()), "export the network without it"
+    )
 
 
 def keep_only(graph: gs.Graph, output: gs.Tensor) -> str:

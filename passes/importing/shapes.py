@@ -51,8 +51,8 @@ def _refuse_other_precision(graph: gs.Graph) -> None:
         for result in node.outputs:
             if result.dtype in OTHER_PRECISIONS:
                 raise WageubnError(
-                    f"{at(node)}: {node.op} makes {OTHER_PRECISIONS[result.dtype]}, and a network is read in float32 alone; export "
-                    "it so (PyTorch: model.float(), without torch.autocast)"
+                    f"{at(node)}: {node.op} makes {OTHER_PRECISIONS[result.dtype]}, and a network is read in float32 alone; "
+                    "export it so (PyTorch: model.float(), without torch.autocast)"
                 )
 
 

@@ -37,7 +37,7 @@ from wageubn_onnx.passes.importing.windows import concatenated_zeros, merged_str
 def respell(source: Source, config: Config) -> gs.Graph:
     """The source graph with fixed shapes, its constants folded, in the spelling of the `forward` stage.
 
-    Raises WageubnError where the network's input is not one float image tensor of known size, and where a node contradicts itself.
+    Raises WageubnError where the network's input is not one float image tensor of known size, or a node contradicts itself.
     """
     graph = folded(source, config)
     refuse_contradictions(graph)

@@ -102,7 +102,8 @@ def set_operand(node: gs.Node, position: int, array: Array, suffix: str) -> None
     old = node.inputs[position] if position < len(node.inputs) else gs.Variable.empty()
     owned = isinstance(old, gs.Constant) and len(old.outputs) == 1
     name = old.name if owned else f"{node.name or node.outputs[0].name}.{suffix}"
-    new = gs.Constant(name, np.ascontiguousarray(array, np.float32))
+    with np.errstate(over="ignore"):  # infinity is refused where parameters are read
+        new = gs.Constant(name, np.ascontiguousarray(array, np.float32))
     node.inputs = [*node.inputs[:position], new, *node.inputs[position + 1 :]]
 
 

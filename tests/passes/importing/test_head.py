@@ -58,8 +58,9 @@ def test_a_head_without_bias_gets_none(tmp_path: Path) -> None:
 def test_logits_without_a_gemm_are_refused(tmp_path: Path) -> None:
     n = Net()
     x = n.relu(n.bn(n.conv("x", "c", 3, 5), "bn", 5))
-    model = n.model(n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten"))
-    with pytest.raises(WageubnError, match="logits come from Flatten, and only a Gemm"):
+    x = n.node("GlobalAveragePool", n.conv(x, "classes", 5, 5, k=1), name="gap")
+    model = n.model(n.node("Flatten", x, name="flatten"))
+    with pytest.raises(WageubnError, match="'flatten': the logits come from Flatten, and only a Gemm"):
         forward(tmp_path, model, num_classes=3)
 
 

@@ -281,14 +281,6 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
     refused(model, tmp_path, "must have one input", "'x', 'prior'")
 
 
-def test_a_gather_that_reorders_is_no_reshape(tmp_path: Path) -> None:
-    """RGB for BGR keeps every shape, and is not nothing."""
-    n = Net()
-    x = n.node("Gather", "x", n.tensor("order", [2, 1, 0], np.int64), axis=1, name="bgr")
-    x = n.relu(n.bn(n.conv(x, "conv", 3, WIDTH, strides=[2, 2]), "bn", WIDTH))
-    refused(n.model(head(n, x)), tmp_path, "Gather", "bgr")
-
-
 def test_a_gather_of_one_of_several_is_no_reshape(tmp_path: Path) -> None:
     n = Net()
     x = n.node("Gather", stem(n), n.tensor("third", [2], np.int64), axis=2, name="row")

@@ -63,6 +63,38 @@ def test_the_folder_and_its_model(part: str, folder: Path) -> None:
     assert_recovered(folder / part)
 
 
+@pytest.mark.parametrize("part", ["", "net_training_model.onnx"])
+def test_artifacts_with_a_prefix(part: str, folder: Path) -> None:
+    """generate_artifacts(..., prefix="net_"), which all of them bear."""
+    for file in sorted(folder.iterdir()):
+        file.rename(file.with_name(f"net_{file.name}"))
+    assert_recovered(folder / part)
+    files = read_source(folder / part).found["files"]
+    assert {Path(file).name for file in files} == {
+        f"net_{name}" for name in ("training_model.onnx", "checkpoint", "optimizer_model.onnx")
+    }
+
+
+def test_artifacts_with_two_prefixes(folder: Path) -> None:
+    for prefix in ("a_", "b_"):
+        (folder / f"{prefix}training_model.onnx").write_bytes((folder / "training_model.onnx").read_bytes())
+    (folder / "training_model.onnx").unlink()
+    refused(folder, "has 2 training models, a_training_model.onnx, b_training_model.onnx", "the path of one")
+
+
+def test_a_checkpoint_of_old(folder: Path) -> None:
+    """Before 1.16 it was a folder of protobufs."""
+    (folder / "checkpoint").unlink()
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "paramtrain_tensors.pbseq").write_bytes(b"\n\x04name")
+    refused(folder, f"{folder / 'checkpoint'}: a checkpoint of onnxruntime-training before 1.16", ".pbseq", "1.16 or newer")
+
+
+def test_a_checkpoint_that_git_lfs_keeps(folder: Path) -> None:
+    (folder / "checkpoint").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(folder, f"{folder / 'checkpoint'}: a pointer of Git LFS", "git lfs pull")
+
+
 def test_an_evaluation_model(folder: Path) -> None:
     """No gradients, ordinary BN, the loss."""
     model = inference_model()

@@ -180,3 +180,49 @@ def test_strides_over_rows_and_columns_become_one_window(tmp_path: Path) -> None
     n = Net()
     forward = assert_same_function(n.model(option_a(n, stem(n), sliced_axis_by_axis)), tmp_path, images(2, normalised=True))
     assert attributes(forward, "MaxPool")["strides"] == [2, 2]
+
+
+# -- copies of pixels -----------------------------------------------------------------------------------------------------
+
+
+def copied(n: Net, mode: str, amounts: tuple[int, ...], kernel: int, stride: int, **attrs: Any) -> str:
+    """A maximum over a map, negative in places, that is padded with copies: (rows before, columns before, after, after)."""
+    x = pad(n, signed(n), 0, 0, *amounts[:2], 0, 0, *amounts[2:], mode=mode, name="copies")
+    return head(n, n.node("MaxPool", x, name="pool", kernel_shape=[kernel] * 2, strides=[stride] * 2, **attrs))
+
+
+# Whether every window with a copy has its pixel too, by hand: a map of 6, windows from -(rows before) on
+COPIES: dict[str, tuple[tuple[str, tuple[int, ...], int, int], dict[str, Any], bool]] = {
+    "an edge on all sides": (("edge", (1, 1, 1, 1), 3, 2), {}, True),
+    "an edge at the end": (("edge", (0, 0, 1, 1), 3, 2), {}, True),
+    "two edges": (("edge", (2, 2, 2, 2), 3, 1), {}, True),
+    "an edge beyond the last window": (("edge", (0, 0, 2, 2), 2, 2), {}, False),  # its last window is in copies alone
+    "a dilated window that steps over the edge": (("edge", (1, 1, 1, 1), 2, 2), {"dilations": [2, 2]}, False),
+    "the pool's own padding beside": (("edge", (1, 1, 1, 1), 5, 2), {"pads": [1, 1, 1, 1]}, True),
+    "a reflection that a window sees": (("reflect", (1, 1, 1, 1), 3, 1), {}, True),
+    "a reflection that a window does not see": (("reflect", (1, 1, 1, 1), 2, 1), {}, False),
+    "one of two reflections": (("reflect", (2, 2, 2, 2), 3, 1), {}, False),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_pixels_before_a_maximum(name: str, tmp_path: Path) -> None:
+    what, attrs, seen = COPIES[name]
+    n = Net(seed=len(name))
+    model = n.model(copied(n, *what, **attrs))
+    if not seen:
+        with pytest.raises(WageubnError, match="'copies': Pad with mode"):
+            imported(save(model, tmp_path))
+        return
+    forward = assert_same_function(model, tmp_path, images(5, seed=4, normalised=True))
+    assert operators(forward) == [*STEM[:2], "MaxPool", *HEAD]
+    own = np.array(attrs.get("pads", [0] * 4))
+    assert list(attributes(forward, "MaxPool")["pads"]) == list(own + what[1])
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect"])
+def test_copies_of_pixels_before_an_average_are_refused(mode: str, tmp_path: Path) -> None:
+    n = Net()
+    x = pad(n, stem(n), *[0, 0, 1, 1] * 2, mode=mode, name="copies")
+    with pytest.raises(WageubnError, match="'copies': Pad with mode"):
+        imported(save(n.model(head(n, n.node("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2]))), tmp_path))
