@@ -31,6 +31,7 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     """
     read = read_source(path)
     source = respell(read, config)
+    _without_zero_biases(source)
     unknown = sorted((n for n in source.nodes if n.op not in BUILDERS or n.domain), key=lambda n: n.op in MOVES)[:1]
     if unknown:
         raise UnsupportedOperator(
@@ -40,8 +41,20 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     for key in read.found.get("frozen", []):
         if key in model.states:  # a bias before BN is none
             model.states[key].frozen = True
-    model.notes |= {"files": read.found.get("files") or [str(path)], "said": read.found.get("notes", [])}
+    model.notes |= {
+        "files": read.found.get("files") or [str(path)],
+        "said": read.found.get("notes", []),
+        "producer": read.model.producer_name,
+    }
     return model
+
+
+def _without_zero_biases(source: gs.Graph) -> None:
+    """Drop biases of zeros in a file that gives them to convolutions before BN, too: an exporter's habit, not the network's."""
+    zero = [n for n in source.nodes if n.op == "Conv" and values(n, 2) is not None and not values(n, 2).any()]
+    if any(user.op == "BatchNormalization" for node in zero for user in node.outputs[0].outputs):
+        for node in zero:
+            node.inputs = node.inputs[:2]
 
 
 MOVES = (*RESHAPES, "Transpose", "Concat", "Slice")  # seldom what is missing, where something else is
