@@ -85,8 +85,11 @@ class Net:
         return h.make_model(graph, opset_imports=[h.make_opsetid("", opset)], ir_version=8)
 
 
-def tiny(seed: int = 0) -> onnx.ModelProto:
-    """3x12x12 images, 5 classes, running statistics of its own random images."""
+def tiny(seed: int = 0, bias: bool = False) -> onnx.ModelProto:
+    """3x12x12 images, 5 classes, running statistics of its own random images.
+
+    bias: the last convolution, which no BN reads, has one.
+    """
     n = Net(seed)
     stem = n.relu(n.bn(n.conv("x", "stem", 3, 6), "stem_bn", 6))
     x = n.node("MaxPool", stem, name="maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])  # 6x6
@@ -99,7 +102,7 @@ def tiny(seed: int = 0) -> onnx.ModelProto:
     short = n.bn(n.conv(short, "b_short", 6, 8, k=1), "b_short_bn", 8, epsilon=1e-3, momentum=0.8)
     x = n.relu(n.node("Add", y, short, name="b_add"))
     x = n.node("AveragePool", x, name="blur", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=0)
-    x = n.relu(n.conv(x, "head", 8, 8, k=1, bias=True))
+    x = n.relu(n.conv(x, "head", 8, 8, k=1, bias=bias))
     x = n.node("Flatten", n.node("GlobalAveragePool", x, name="gap"), name="flatten")
     return with_own_statistics(n.model(n.gemm(x, 8, CLASSES)), seed)
 
@@ -144,16 +147,22 @@ def grouped(seed: int = 0) -> onnx.ModelProto:
 
 def folded(seed: int = 0) -> onnx.ModelProto:
     """`tiny` as exporters leave it: every BN folded into its convolution, which has a bias instead."""
-    return fold(tiny(seed))
+    return fold(tiny(seed, bias=True))
 
 
-def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every BN behind a convolution folded, in place: w' = w·s and b' = beta + (b - mean)·s, s = gamma / sqrt(var + eps)."""
+def fold(model: onnx.ModelProto, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """Every BN that alone reads a convolution folded, in place, as exporters do, but for those to ``keep``.
+
+    w' = w·s and b' = beta + (b - mean)·s, s = gamma / sqrt(var + eps).
+    """
     graph = model.graph
     values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in graph.initializer}
     makers = {node.output[0]: node for node in graph.node}
-    for bn in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+    reads = [name for node in graph.node for name in node.input]
+    for bn in [node for node in graph.node if node.op_type == "BatchNormalization" and node.name not in keep]:
         conv = makers[bn.input[0]]
+        if conv.op_type != "Conv" or reads.count(bn.input[0]) > 1:
+            continue
         gamma, beta, mean, variance = (values.pop(name) for name in bn.input[1:])
         slope = gamma / np.sqrt(variance + next((a.f for a in bn.attribute if a.name == "epsilon"), 1e-5))
         if len(conv.input) < 3:

@@ -296,7 +296,6 @@ def test_other_profiles_train_a_part(profile: str, tiny_file: Path, tmp_path: Pa
         "step",
         "b2.weight",
         "head.weight",
-        "head.bias",
         "fc.weight",
         "fc.bias",
     }

@@ -48,7 +48,7 @@ def converted(source: onnx.ModelProto, folder: Path, **options: Any) -> Artifact
 def test_nothing_is_without_provenance(topology: str, variant: str, tmp_path: Path) -> None:
     source = TOPOLOGIES[topology]()
     names = {node.name for node in source.graph.node} | {i.name for i in source.graph.input}
-    options = {"profile": variant, "keep_folded": topology in ("folded", "plain")} | VARIANTS[variant]
+    options = {"profile": variant, "keep_folded": topology in ("folded", "plain", "grouped")} | VARIANTS[variant]
     for stage, model in converted(source, tmp_path, **options).files.items():
         for made in described(model):
             found = props(made)

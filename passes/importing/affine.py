@@ -1,7 +1,8 @@
-"""Rewrites of Mul, Div, Add and Sub with constants: a scale and a shift a channel belong to the layer before, or were a BN."""
+"""Rewrites of Mul, Div, Add and Sub with constants: a scale and a shift a channel go into layers before, are a BN, or stay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +13,39 @@ from wageubn_onnx.passes.importing.surgery import Array, absorb, maker, only_rea
 
 OPS = ("Mul", "Div", "Add", "Sub")
 EPSILON = 1e-5  # of a BN put together again
-UNKNOWN, FIXED = "unknown", "fixed"  # what a BN made here says of its statistics
+KNOWN, UNKNOWN, FIXED = "known", "unknown", "fixed"  # what a BN made here says of its statistics
+
+
+@dataclass(frozen=True)
+class Step:
+    """One factor ("Mul") or offset ("Add"), float64 [C]; ``own``: every channel was given its own."""
+
+    op: str
+    constant: Array
+    own: bool
 
 
 @dataclass(frozen=True)
 class Affine:
-    """y = scale * x + shift, float64 [C] each, and the factors and offsets in the order of the graph."""
+    """y = scale * x + shift, float64 [C] each: ``nodes`` of the source, and their factors and offsets in order."""
 
     nodes: list[gs.Node]
-    steps: list[tuple[str, Array]]
+    steps: list[Step]
     scale: Array
     shift: Array
 
 
 def affine(graph: gs.Graph, node: gs.Node) -> bool:
-    """A chain of shifts and scales a channel, merged into what makes its input.
+    """A chain of scales and shifts a channel goes where it belongs, by the first rule that fits.
 
-    BN(x) * a + b is BN with gamma * a, beta * a + b. Conv(x) * a + b is Conv with weights * a and bias * a + b.
-    (x - mean) / std * gamma + beta is BN. Anything else is a BN whose statistics went into its factor: the function is kept, and
-    the node says that they are unknown. On the image it is normalisation, which stays as it is.
+    1. BN(x) * a + b is BN with gamma * a, beta * a + b; Conv(x) * a + b is Conv with weights * a, bias * a + b.
+    2. (x - mean) / std * gamma + beta is BN.
+    3. A factor and an offset for every channel, in a file without BatchNormalization nodes, were a BN, whose statistics went into
+       the factor: the function is kept, and the node says that its statistics are unknown.
+    4. A factor goes through Add, ReLU and pooling into the layers before, where these make nothing else: a * relu(x) is
+       relu(a * x) for a > 0.
+    5. Else it stays what it is, a constant map: a BN whose statistics, gamma and beta are all frozen. So does normalisation of
+       the image.
     """
     start = _operand(node)
     if start is None or _operand(maker(start)) is not None and only_reader(graph, start) is node:
@@ -38,16 +53,19 @@ def affine(graph: gs.Graph, node: gs.Node) -> bool:
     chain = _chain(graph, node, start.shape[1])
     if chain is None:
         return False
-    result, source = chain.nodes[-1].outputs[0], maker(start)
-    if source is not None and source.op in ("BatchNormalization", "Conv") and only_reader(graph, start) is node:
-        if not _into_batch_norm(source, chain) and not _into_convolution(source, chain):
-            return False
-        absorb(source, *chain.nodes)
-        redirect(graph, result, start)
-    else:
+    result, edits = chain.nodes[-1].outputs[0], _into_layer(graph, start, node, chain.scale, chain.shift)
+    statistics = _statistics(graph, start, chain)
+    if edits is None and statistics == FIXED and not chain.shift.any():
+        edits = _into_layers(graph, start, node, chain.scale)
+    if edits is None:
         made = gs.Variable(f"{result.name}/bn", np.float32, list(start.shape))
-        graph.nodes.append(_batch_norm(graph, chain, start, made))
+        graph.nodes.append(_batch_norm(chain, start, made, statistics))
         redirect(graph, result, made)
+    else:
+        for layer, edit in edits:
+            edit()
+            absorb(layer, *chain.nodes)
+        redirect(graph, result, start)
     for link in chain.nodes:
         link.inputs.clear()
         link.outputs.clear()
@@ -68,65 +86,107 @@ def _operand(node: gs.Node | None) -> gs.Tensor | None:
 
 
 def _chain(graph: gs.Graph, node: gs.Node, channels: int) -> Affine | None:
-    scale, shift = np.ones(channels), np.zeros(channels)
+    """``node`` and the scales and shifts that alone follow it; None where one divides by zero."""
     nodes, steps = [], []
     following: gs.Node | None = node
     while following is not None and _operand(following) is not None:
         position = next(i for i, operand in enumerate(following.inputs) if isinstance(operand, gs.Constant))
-        constant = np.broadcast_to(following.inputs[position].values.astype(np.float64).reshape(-1), (channels,))
-        op = following.op
+        given = following.inputs[position].values.astype(np.float64).reshape(-1)
+        constant, own, op = np.broadcast_to(given, (channels,)), given.size == channels, following.op
         if op == "Div":
             if not constant.all():
                 return None
             op, constant = "Mul", 1 / constant
         elif op == "Sub":
             if position == 0:  # c - x = -1 * x + c
-                scale, shift = -scale, -shift
-                steps.append(("Mul", -np.ones(channels)))
+                steps.append(Step("Mul", -np.ones(channels), own))
             op, constant = "Add", constant if position == 0 else -constant
-        scale, shift = (scale * constant, shift * constant) if op == "Mul" else (scale, shift + constant)
         nodes.append(following)
-        steps.append((op, constant))
+        steps.append(Step(op, constant, own))
         following = only_reader(graph, following.outputs[0])
+    scale, shift = np.ones(channels), np.zeros(channels)
+    for step in steps:
+        scale, shift = (scale * step.constant, shift * step.constant) if step.op == "Mul" else (scale, shift + step.constant)
     return Affine(nodes, steps, scale, shift)
 
 
-def _into_batch_norm(source: gs.Node, chain: Affine) -> bool:
-    if source.op != "BatchNormalization" or any(values(source, i) is None for i in (1, 2)):
-        return False
-    gamma, beta = (values(source, i).astype(np.float64) for i in (1, 2))
-    set_operand(source, 1, gamma * chain.scale, "gamma")
-    set_operand(source, 2, beta * chain.scale + chain.shift, "beta")
-    return True
+# -- into the layers before -----------------------------------------------------------------------------------------------
+
+Edits = list[tuple[gs.Node, Callable[[], None]]]
+POSITIVE = ("Relu", "MaxPool")  # f(a * x) = a * f(x) for a > 0
+LINEAR = ("Add", "AveragePool", "GlobalAveragePool")  # for any a
 
 
-def _into_convolution(source: gs.Node, chain: Affine) -> bool:
-    if source.op != "Conv" or values(source, 1) is None or values(source, 2, 0) is None:
-        return False
-    if (chain.scale != 1).any():
-        set_operand(source, 1, values(source, 1) * chain.scale.reshape(-1, 1, 1, 1), "weight")
-    if chain.shift.any() or len(source.inputs) > 2:
-        bias = values(source, 2, np.zeros(1)).astype(np.float64) * chain.scale + chain.shift
-        set_operand(source, 2, bias, "bias")
-    return True
+def _into_layers(graph: gs.Graph, x: gs.Tensor, reader: gs.Node, scale: Array) -> Edits | None:
+    """What to change in which layers so that ``x``, which ``reader`` alone may read, becomes scale * x; None where one cannot."""
+    edits: Edits = []
+    waiting = [(x, reader)]
+    while waiting:
+        x, reader = waiting.pop()
+        node = maker(x)
+        if node is None or only_reader(graph, x) is not reader:
+            return None
+        if node.op in LINEAR or (node.op in POSITIVE and (scale > 0).all()):
+            waiting += [(operand, node) for operand in node.inputs]
+            continue
+        found = _into_layer(graph, x, reader, scale, np.zeros_like(scale))
+        if found is None:
+            return None
+        edits += found
+    return edits
 
 
-def _batch_norm(graph: gs.Graph, chain: Affine, start: gs.Tensor, made: gs.Tensor) -> gs.Node:
+def _into_layer(graph: gs.Graph, x: gs.Tensor, reader: gs.Node, scale: Array, shift: Array) -> Edits | None:
+    """What to change in the BN or convolution that makes ``x``, for ``reader`` alone, so that it makes scale * x + shift."""
+    node = maker(x)
+    if node is None or only_reader(graph, x) is not reader or node.op not in INTO:
+        return None
+    known = all(values(node, i, 0) is not None for i in (1, 2))
+    return [(node, lambda: INTO[node.op](node, scale, shift))] if known else None
+
+
+def _into_batch_norm(node: gs.Node, scale: Array, shift: Array) -> None:
+    gamma, beta = (values(node, i).astype(np.float64) for i in (1, 2))
+    set_operand(node, 1, gamma * scale, "gamma")
+    set_operand(node, 2, beta * scale + shift, "beta")
+
+
+def _into_convolution(node: gs.Node, scale: Array, shift: Array) -> None:
+    if (scale != 1).any():
+        set_operand(node, 1, values(node, 1) * scale.reshape(-1, 1, 1, 1), "weight")
+    if shift.any() or len(node.inputs) > 2:
+        set_operand(node, 2, values(node, 2, np.zeros(1)).astype(np.float64) * scale + shift, "bias")
+
+
+INTO = {"BatchNormalization": _into_batch_norm, "Conv": _into_convolution}
+
+
+# -- a BN of its own ------------------------------------------------------------------------------------------------------
+
+
+def _statistics(graph: gs.Graph, start: gs.Tensor, chain: Affine) -> str:
+    """What is known of the statistics of a BN that ``chain`` would be; FIXED where it never was one."""
+    ops = [step.op for step in chain.steps]
+    if any(start is i for i in graph.inputs) or not all(step.own for step in chain.steps) or len(set(ops)) < 2:
+        return FIXED
+    if ops[:3] == ["Add", "Mul", "Mul"] and ops[3:] in ([], ["Add"]) and (chain.steps[1].constant > 0).all():
+        return KNOWN
+    kept = any(node.op == "BatchNormalization" and "statistics" not in node.attrs for node in graph.nodes)
+    return FIXED if kept else UNKNOWN
+
+
+def _batch_norm(chain: Affine, start: gs.Tensor, made: gs.Tensor, statistics: str) -> gs.Node:
     """BN of the same function: with the statistics of (x - mean) / std * gamma + beta, else with mean 0 and variance 1, until the
     range of its input is known."""
     name = chain.nodes[0].name or made.name
     mean, variance, gamma, beta = np.zeros_like(chain.scale), np.ones_like(chain.scale), chain.scale, chain.shift
-    attrs: dict[str, Any] = {"epsilon": 0.0}
-    ops = [op for op, _ in chain.steps]
-    if any(start is i for i in graph.inputs):
-        attrs["statistics"] = FIXED
-    elif ops[:3] == ["Add", "Mul", "Mul"] and ops[3:] in ([], ["Add"]) and (chain.steps[1][1] > 0).all():
-        mean, std, gamma = -chain.steps[0][1], 1 / chain.steps[1][1], chain.steps[2][1]
-        beta = chain.steps[3][1] if len(ops) > 3 else np.zeros_like(mean)
+    attrs: dict[str, Any] = {"epsilon": 0.0, "statistics": statistics}
+    if statistics == KNOWN:
+        constants = [step.constant for step in chain.steps]
+        mean, std, gamma = -constants[0], 1 / constants[1], constants[2]
+        beta = constants[3] if len(constants) > 3 else np.zeros_like(mean)
         attrs["epsilon"] = EPSILON if (std**2 > EPSILON).all() else 0.0
         variance = std**2 - attrs["epsilon"]
-    else:
-        attrs["statistics"] = UNKNOWN
     kinds = {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": variance}
     operands = [gs.Constant(f"{name}.{kind}", np.asarray(value, np.float32)) for kind, value in kinds.items()]
     node = gs.Node("BatchNormalization", name, attrs, [start, *operands], [made])

@@ -1,6 +1,7 @@
 """BN that was folded into a convolution at export comes back, with statistics measured on calibration images.
 
-A convolution w*x + b that no BN reads becomes BN(w*x) with mean E[w*x], variance Var[w*x], gamma sqrt(variance + epsilon) and
+Every convolution is judged by itself: an exporter folds where it can, and leaves BN in other places. A convolution w*x + b that
+no BN reads becomes BN(w*x) with mean E[w*x], variance Var[w*x], gamma sqrt(variance + epsilon) and
 beta mean + b: the same function, and BN's training behaviour. The same for a BN whose importer knew only its scale and offset.
 """
 
@@ -18,7 +19,9 @@ from wageubn_onnx.dryrun import evaluator
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.importing.advice import keeping_batch_norm
 from wageubn_onnx.passes.importing.formats import check_input, normalised
+from wageubn_onnx.ranges import is_affine
 
 Array = np.ndarray[Any, Any]
 EPSILON, MOMENTUM = 1e-5, 0.9
@@ -45,11 +48,7 @@ def restore_batch_norm(g: Model, config: Config) -> None:
                 g.states[statistic.name].frozen = True
         return
     if config.calibrate is None:
-        raise WageubnError(
-            f"BatchNormalization was folded at export, at {_listed(layers)}; pass --calibrate DATA to recover it "
-            "from images, or --keep-folded to train without it; or export again with BN kept (PyTorch: "
-            "training=TrainingMode.TRAINING, do_constant_folding=False)"
-        )
+        raise WageubnError(_refusal(g, layers, len(convolutions)))
     check_input(g, config)
     images = normalised(config.calibrate, config)
     tensors = [node.outputs[0] for node in convolutions] + [node.inputs[0] for node in unknown]
@@ -68,6 +67,18 @@ def restore_batch_norm(g: Model, config: Config) -> None:
     )
 
 
+def _refusal(g: Model, layers: list[str], biased: int) -> str:
+    """layers: all that were found; biased: how many of them are convolutions."""
+    count = sum(node.op == "Conv" for node in g.graph.nodes)
+    places = [f"{biased} of {count} convolutions with a bias and no BN"] if biased else []
+    places += [f"{len(layers) - biased} scales and offsets without statistics"] if biased < len(layers) else []
+    return (
+        f"{' and '.join(places)}: BatchNormalization was folded at export, at {_listed(layers)}; pass --calibrate DATA to "
+        "recover it from images, or --keep-folded to train without it, as where there never was any; or "
+        f"{keeping_batch_norm(g.notes['producer'])}"
+    )
+
+
 def _listed(layers: list[str]) -> str:
     more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
     return ", ".join(repr(layer) for layer in layers[:SHOWN]) + more
@@ -75,20 +86,31 @@ def _listed(layers: list[str]) -> str:
 
 # -- what was folded ------------------------------------------------------------------------------------------------------
 
+KEEP_ORDER = ("MaxPool", "AveragePool", "GlobalAveragePool", "Pad")  # between a convolution and its BN
+
 
 def _folded(g: Model) -> list[gs.Node]:
-    """Convolutions with a bias, where no convolution feeds a BN: an exporter that folds leaves no such pair.
+    """Convolutions with a bias, which folding always makes, but for those that a BN reads and the one that makes the logits.
 
-    A bias of zeros is some exporter's habit, and logits have one by right.
+    Nothing tells a bias that the network had by design: the user judges.
     """
     head = g.named["logits"]
     while head.inputs and head.inputs[0].op in ("Flatten", "GlobalAveragePool", "AveragePool"):
         head = head.inputs[0].inputs[0]
-    convolutions = [node for node in g.graph.nodes if node.op == "Conv"]
-    if any(user.op == "BatchNormalization" for node in convolutions for user in node.outputs[0].outputs):
-        return []
-    biased = [node for node in convolutions if len(node.inputs) > 2 and node.outputs[0] is not head]
-    return [node for node in biased if g.states[node.inputs[2].name].value.any()]
+    biased = [node for node in g.graph.nodes if node.op == "Conv" and len(node.inputs) > 2]
+    return [node for node in biased if node.outputs[0] is not head and not _has_batch_norm(g, node.outputs[0])]
+
+
+def _has_batch_norm(g: Model, tensor: Tensor) -> bool:
+    """Whether a BN reads ``tensor``, at once or behind pooling and padding; a constant map is none."""
+    waiting = [tensor]
+    while waiting:
+        for user in waiting.pop().outputs:
+            if user.op == "BatchNormalization" and not is_affine(g, user):
+                return True
+            if user.op in KEEP_ORDER:
+                waiting.append(user.outputs[0])
+    return False
 
 
 def _unknown(g: Model) -> list[gs.Node]:

@@ -102,12 +102,12 @@ def _greatest_exponent(g: Model, entry: Tensor) -> int:
 def _mean_grid(g: Model, entry: Tensor, mean: Format) -> tuple[Grid, int]:
     """mu's grid, and by how many bits it is finer than that of BN's input.
 
-    An input of fewer bits (BN on the image, or Q_C in 8 bits) gets a mu and a sigma of 16 bits over its range; one in float those
-    that it would have in 16 bits.
+    All of mu's bits lie over the range of the input: an input of fewer bits (BN on the image, or Q_C in 8 bits) has the coarser
+    grid, one of more (a residual sum before a mu of 13 bits) the finer one. One in float gets what it would have in 16 bits.
     """
     if mean.fraction is not None or not is_quantized(entry):
         return static_exponent(g, entry, mean), 0
-    missing = max(mean.bits - int(quantizer_of(entry).attrs["bits"]), 0)
+    missing = mean.bits - int(quantizer_of(entry).attrs["bits"])
     return finer(g, grid_of(entry), missing), missing
 
 

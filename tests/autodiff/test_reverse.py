@@ -143,7 +143,7 @@ def test_running_statistics_use_the_biased_variance(tiny_artifacts: Artifacts) -
 def test_a_parameter_without_influence_is_not_forgotten(tiny_artifacts: Artifacts) -> None:
     """A bias that a BN follows is folded into its running mean: no state, no gradient, no momentum of its own."""
     assert not any(key.startswith("a1.bias") for key in tiny_artifacts.fp_state)
-    assert "head.bias.momentum" in tiny_artifacts.fp_state
+    assert "fc.bias.momentum" in tiny_artifacts.fp_state
 
 
 def test_an_operator_without_a_rule_is_refused_by_name() -> None:

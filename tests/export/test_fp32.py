@@ -51,7 +51,7 @@ def logits(model: onnx.ModelProto, pixels: Array) -> Array:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_before_training_it_is_the_source(topology: str, tmp_path: Path) -> None:
     source = TOPOLOGIES[topology]()
-    model, manifest = written(source, tmp_path, keep_folded=topology == "folded")
+    model, manifest = written(source, tmp_path, keep_folded=True)
     assert manifest["notes"] == [] and manifest["eval"]["images"] == "x"
     assert [n.SerializeToString() for n in model.graph.node] == [n.SerializeToString() for n in source.graph.node]
     assert [t.name for t in model.graph.initializer] == [t.name for t in source.graph.initializer]
@@ -62,7 +62,7 @@ def test_before_training_it_is_the_source(topology: str, tmp_path: Path) -> None
 def test_after_training_it_is_the_trained_network(topology: str, tmp_path: Path) -> None:
     """As `forward.onnx` with the same state computes it; and no longer the source."""
     source = TOPOLOGIES[topology]()
-    model, _ = written(source, tmp_path, state=True)
+    model, _ = written(source, tmp_path, state=True, keep_folded=True)
     forward = onnx.load(export(tmp_path / "net", "fp32", tmp_path / "forward", tmp_path / "trained.safetensors") / "model.onnx")
     pixels = images(64)
     assert relative(logits(model, pixels), logits(forward, pixels)) < ROUNDED
@@ -161,7 +161,7 @@ def test_weights_that_only_look_alike_are_told_apart(tmp_path: Path) -> None:
     stored["stem_bn.bias"].CopyFrom(
         numpy_helper.from_array(numpy_helper.to_array(stored["stem_bn.running_mean"]), "stem_bn.bias")
     )
-    model, _ = written(source, tmp_path, state=True)
+    model, _ = written(source, tmp_path, state=True, keep_folded=True)
     forward = onnx.load(export(tmp_path / "net", "fp32", tmp_path / "forward", tmp_path / "trained.safetensors") / "model.onnx")
     values = [{t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, forward)]
     for key in ("stem_bn.bias", "stem_bn.running_mean"):

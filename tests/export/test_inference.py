@@ -89,7 +89,7 @@ def evaluated(model: onnx.ModelProto, pixels: Array) -> Array:
 def test_all_forms_and_evaluators_give_the_same_bits(topology: str, tmp_path: Path) -> None:
     """Integer kernels, float kernels fused or not, and onnx's evaluator; saturated activations among them."""
     onnx.save(TOPOLOGIES[topology](), tmp_path / "net.onnx")
-    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=topology == "folded"), tmp_path / "net")
+    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True), tmp_path / "net")
     made = {form: Exported.of(tmp_path / "net", tmp_path / form, form) for form in FORMS}
     noise = np.random.default_rng(1).integers(0, 256, (16, *images().shape[1:]), dtype=np.uint8)
     pixels = np.concatenate([images(64, seed=5), noise])
@@ -159,7 +159,7 @@ def test_a_channel_of_next_to_nothing_keeps_its_bias(tmp_path: Path) -> None:
     value[3] = 1e-12
     weight.CopyFrom(numpy_helper.from_array(value, weight.name))
     onnx.save(net, tmp_path / "net.onnx")
-    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD), tmp_path / "net")
+    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True), tmp_path / "net")
     made = {form: Exported.of(tmp_path / "net", tmp_path / form, form) for form in FORMS}
     biases = [numpy_helper.to_array(t) for t in made["qoperator"].model.graph.initializer if t.name.endswith(".bias")]
     assert max(np.abs(b).max() for b in biases) <= 2**22 and made["qdq"].manifest["exact"]
@@ -290,7 +290,7 @@ def openvino_logits(model: onnx.ModelProto, feeds: dict[str, Array], path: Path)
 
 def test_openvino_gives_the_same_bits_without_residual_sums(tmp_path: Path) -> None:
     onnx.save(TOPOLOGIES["plain"](), tmp_path / "net.onnx")
-    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD), tmp_path / "net")
+    convert(tmp_path / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True), tmp_path / "net")
     exported, pixels = Exported.of(tmp_path / "net", tmp_path / "qdq", "qdq"), images(256, seed=5)
     found = openvino_logits(exported.model, {"images": pixels}, tmp_path)
     assert np.array_equal(found, exported.logits(pixels))

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sources import WIDTH, assert_same_function, head, operators, parameters, save, stem
+from sources import WIDTH, assert_same_function, head, imported, operators, parameters, save, stem
 
-from networks import CLASSES, Net, images
+from networks import CLASSES, MEAN, STD, Net, images, labels, relative, run_ort, with_own_statistics
 from wageubn_onnx.config import Config
 from wageubn_onnx.passes.importing.formats import note_ranges
 from wageubn_onnx.passes.importing.forward import import_forward
+from wageubn_onnx.pipeline import FORWARD, convert
 from wageubn_onnx.profiles import load_profile
+from wageubn_onnx.proofs.audit import audit_model
+from wageubn_onnx.runtime.session import TrainingSession
 
 STATISTICS = ("running_mean", "running_var")
 HEAD = ["GlobalAveragePool", "Flatten", "Gemm"]
@@ -95,12 +98,100 @@ def test_statistics_that_stand_in_the_file_are_found(tmp_path: Path) -> None:
 
 
 def test_statistics_that_are_gone_are_marked(tmp_path: Path) -> None:
-    """Batch statistics would not keep this function; calibration finds them again."""
+    """No BN is left as a node. Batch statistics would not keep this function; calibration finds them again."""
     n = Net()
-    model = import_forward(save(n.model(head(n, shifted(n, scaled(n, stem(n))))), tmp_path), Config())
-    (state,) = (s for s in model.states.values() if s.kind == "running_mean" and s.layer == "scale")
-    assert state.info["calibrate"]
+    x = n.relu(n.conv("x", "conv", 3, WIDTH, bias=True))
+    model = import_forward(save(n.model(head(n, shifted(n, scaled(n, x)))), tmp_path), Config())
+    (state,) = (s for s in model.states.values() if s.kind == "running_mean")
+    assert state.layer == "scale" and state.info["calibrate"]
     assert not state.frozen
+
+
+# -- constant maps --------------------------------------------------------------------------------------------------------
+
+
+def block(n: Net, identity: bool) -> str:
+    """A residual sum, of a BN and the stem or another BN."""
+    x = stem(n)
+    y = n.bn(n.conv(x, "branch", WIDTH, WIDTH), "branch_bn", WIDTH)
+    return n.node("Add", y, x if identity else n.bn(n.conv(x, "short", WIDTH, WIDTH, k=1), "short_bn", WIDTH))
+
+
+def times(n: Net, x: str, *factors: float) -> str:
+    value = np.reshape(factors, (-1, 1, 1)) if len(factors) > 1 else factors[0]
+    return n.node("Mul", x, n.tensor("k", value), name="times")
+
+
+def pooled(n: Net, kind: str, x: str) -> str:
+    return n.node(kind, x, kernel_shape=[2, 2], strides=[2, 2])
+
+
+# name: (what is before the head, whether a layer takes it over)
+CONSTANT_MAPS: dict[str, tuple[Callable[[Net], str], bool]] = {
+    "half an activation": (lambda n: times(n, stem(n), 0.5), True),
+    "an activation by channel": (lambda n: times(n, stem(n), 0.5, 2, 1, 3), True),
+    "an activation, over two": (lambda n: n.node("Div", stem(n), n.tensor("two", 2.0)), True),
+    "a sum of projections": (lambda n: times(n, block(n, False), 0.7071), True),
+    "an activated sum of projections": (lambda n: times(n, n.relu(block(n, False)), 0.7071), True),
+    "behind pools": (lambda n: times(n, pooled(n, "AveragePool", pooled(n, "MaxPool", stem(n))), 0.7), True),
+    "a sum of identities": (lambda n: n.relu(times(n, block(n, True), 0.7071)), False),
+    "minus an activation": (lambda n: times(n, stem(n), -0.5), False),
+    "an activation of both signs by channel": (lambda n: times(n, stem(n), 0.5, -2, 1, 3), False),
+    "minus an average": (lambda n: times(n, pooled(n, "AveragePool", n.bn(convolved(n), "bn2", WIDTH)), -0.5), True),
+    "minus a maximum": (lambda n: times(n, pooled(n, "MaxPool", n.bn(convolved(n), "bn2", WIDTH)), -0.5), False),
+    "an offset": (lambda n: n.node("Add", stem(n), n.tensor("more", 0.25)), False),
+    "an offset by channel": (lambda n: shifted(n, stem(n)), False),
+    "one minus an activation": (lambda n: n.node("Sub", n.tensor("one", 1.0), stem(n)), False),
+    "a factor and an offset by channel": (lambda n: shifted(n, scaled(n, stem(n))), False),
+    "a sum that another reads": (lambda n: n.node("Add", x := block(n, False), times(n, x, 0.5)), False),
+    "nothing": (lambda n: times(n, block(n, False), 1.0), True),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT_MAPS)
+def test_a_constant_map_is_no_folded_batch_norm(name: str, tmp_path: Path) -> None:
+    """In a network that keeps every BN: taken over by the layers before where that is exact, else a BN that stays as it is."""
+    build, taken = CONSTANT_MAPS[name]
+    n = Net(seed=len(name))
+    source = n.model(head(n, build(n)))
+    forward = assert_same_function(source, tmp_path, images(4, seed=1, normalised=True))
+    kept = sum(node.op_type == "BatchNormalization" for node in source.graph.node)
+    assert operators(forward).count("BatchNormalization") == kept + (not taken)
+    for config in (Config(), Config(calibrate=images(8))):
+        made = FORWARD(tmp_path / "source.onnx", config)
+        assert made.notes["folded"] is None and made.notes["said"] == []
+        frozen = {state.kind for state in made.states.values() if state.frozen}
+        assert frozen == (set() if taken else {"gamma", "beta", "running_mean", "running_var"})
+
+
+@pytest.mark.parametrize("profile", ["full8", "fast"])
+def test_constant_maps_train_as_integers(profile: str, tmp_path: Path) -> None:
+    """A factor and an offset that stay: near FP32 at once, the same bits however the step is rewritten, a falling loss."""
+    n = Net()
+    x = n.relu(times(n, block(n, True), 0.7071))
+    x = n.relu(n.bn(n.conv(n.node("Sub", n.tensor("one", 1.0), x, name="offset"), "last", WIDTH, WIDTH), "last_bn", WIDTH))
+    source = with_own_statistics(n.model(head(n, x)))
+    path, config = save(source, tmp_path), Config(batch=4, mean=MEAN, std=STD, profile=load_profile(profile))
+    made = convert(path, config, tmp_path / "net")
+    assert audit_model(made.files["int_training"]).findings == []
+    session, canonical = (TrainingSession(tmp_path / "net", threads=1, optimize=o) for o in (True, False))
+    pixels, truth = images(), labels()
+    (expected,) = run_ort(source, {"x": images(64, seed=1000, normalised=True)}).values()
+    found = np.ldexp(session.evaluate(images(64, seed=1000)).logits.astype(np.float64), made.manifest["exponents"]["logits"])
+    assert relative(found, expected) < 0.08  # 0.06 without the two maps
+    losses = [session.step(pixels, truth, lr=0.1).loss for _ in range(12)]
+    assert losses[:3] == [canonical.step(pixels, truth, lr=0.1).loss for _ in range(3)]
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
+def test_a_long_chain_of_factors_ends_soon(tmp_path: Path) -> None:
+    """Each goes through all the activations before it."""
+    n = Net()
+    x = stem(n)
+    for i in range(300):
+        x = n.relu(n.node("Mul", x, n.tensor(f"k{i}", 1.01 if i % 2 else 1 / 1.01)))
+    forward = imported(save(n.model(head(n, x)), tmp_path))
+    assert operators(forward).count("BatchNormalization") == 1
 
 
 def test_normalisation_of_the_image_stays_what_it_is(tmp_path: Path) -> None:

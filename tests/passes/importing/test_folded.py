@@ -13,7 +13,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 from sources import WIDTH, head, imported, save, stem
 
-from networks import CLASSES, MEAN, STD, Net, fold, folded, images, labels, relative, run_ort
+from networks import CLASSES, MEAN, STD, Net, fold, folded, images, labels, preactivation, relative, run_ort, tiny
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model, to_proto
@@ -90,6 +90,38 @@ def test_the_batch_norm_of_a_resnet_comes_back(resnet: onnx.ModelProto, tmp_path
     assert attributes == pytest.approx({"epsilon": 1e-5, "momentum": 0.9})
 
 
+MIXED = {  # the network, the BNs that its exporter kept, and the convolutions that lost theirs
+    "pre-activation": (preactivation, (), ["a1", "b1"]),
+    "some by hand": (tiny, ("stem_bn", "a2_bn", "b1_bn"), ["a1", "b_short", "b2"]),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_the_batch_norm_of_some_convolutions_comes_back(name: str, tmp_path: Path) -> None:
+    """Statistics of the images that the original has them of: the original again, but for the scale in the weights."""
+    build, kept, lost = MIXED[name]
+    original = build()
+    parameters, path = values(original), save(fold(build(), kept), tmp_path)
+    with pytest.raises(WageubnError, match=", ".join(f"'{layer}'" for layer in lost)):
+        convert(path, Config(batch=2, mean=MEAN, std=STD))
+    forward = Config(batch=2, mean=MEAN, std=STD, calibrate=images(64, seed=1000))
+    made = convert(path, forward)
+    assert made.manifest["folded"]["layers"] == lost
+    assert relative(logits(made.files["forward"]), logits(original)) < 1e-5
+    found, readers = values(made.files["forward"]), {n.input[0]: n for n in original.graph.node}
+    convolutions = {n.name: n for n in original.graph.node if n.op_type == "Conv"}
+    for layer in lost:
+        bn = readers[convolutions[layer].output[0]]
+        gamma, beta, mean, variance = (parameters[tensor].astype(np.float64) for tensor in bn.input[1:])
+        bias = parameters.get(f"{layer}.bias", 0.0)
+        slope = gamma / np.sqrt(variance + next((a.f for a in bn.attribute if a.name == "epsilon"), 1e-5))
+        expected = {"weight": abs(gamma), "bias": beta, "running_mean": (mean - bias) * slope, "running_var": variance * slope**2}
+        for kind, value in expected.items():
+            assert found[f"{layer}.bn.{kind}"] == pytest.approx(value, rel=2e-3, abs=1e-4), (layer, kind)
+    untouched = [key for key in parameters if key.split(".")[0] in kept]
+    assert all((found[key] == parameters[key]).all() for key in untouched if not key.endswith("running_mean"))
+
+
 def test_the_manifest_and_a_note_say_how_close(tmp_path: Path) -> None:
     source = folded()
     made = convert(save(source, tmp_path), CALIBRATED)
@@ -161,22 +193,71 @@ def read_by_batch_norm(n: Net) -> str:
     return head(n, n.node("Add", y, n.bn(y, "bn2", WIDTH)))
 
 
-def beside_others(n: Net) -> str:
-    """Its neighbours have their BN: this one never had any."""
-    return head(n, n.relu(n.conv(stem(n), "conv2", WIDTH, WIDTH, bias=True)))
-
-
 def without_bias(n: Net) -> str:
     return head(n, n.relu(n.conv(stem(n), "conv2", WIDTH, WIDTH)))
 
 
-@pytest.mark.parametrize("build", [convolutional_head, read_by_batch_norm, beside_others, without_bias])
+def before_pooling(n: Net) -> str:
+    x = n.node("MaxPool", n.conv(stem(n), "conv2", WIDTH, WIDTH, bias=True), kernel_shape=[2, 2], strides=[2, 2])
+    return head(n, n.relu(n.bn(x, "bn2", WIDTH)))
+
+
+def with_biases_of_zeros(n: Net) -> str:
+    """As PyTorch's exporter writes them for every convolution."""
+    n.tensor("zeros", np.zeros(WIDTH))
+    x = n.node("Conv", n.relu(n.bn(n.node("Conv", "x", n.uniform("w", -1, 1, WIDTH, 3, 3, 3), "zeros"), "bn", WIDTH)),
+               n.uniform("w2", -1, 1, WIDTH, WIDTH, 3, 3), "zeros")  # fmt: skip
+    return head(n, x)
+
+
+@pytest.mark.parametrize("build", [convolutional_head, read_by_batch_norm, without_bias, before_pooling, with_biases_of_zeros])
 def test_what_is_not_folded_stays(build: Any, tmp_path: Path) -> None:
     n = Net()
     path = save(n.model(build(n)), tmp_path)
     made = convert(path, CALIBRATED)
     assert made.manifest["folded"] is None and made.notes == []
     assert values(made.files["forward"]).keys() == values(imported(path)).keys()
+
+
+def beside_others(n: Net) -> str:
+    """Its neighbours have their BN."""
+    return head(n, n.relu(n.conv(stem(n), "conv2", WIDTH, WIDTH, bias=True)))
+
+
+def into_a_sum(n: Net) -> str:
+    """The BN behind the sum is another one's."""
+    x = stem(n)
+    return head(n, n.relu(n.bn(n.node("Add", x, n.conv(x, "conv2", WIDTH, WIDTH, bias=True)), "bn2", WIDTH)))
+
+
+def before_an_activation(n: Net) -> str:
+    """As the stem of a pre-activation network."""
+    return head(n, n.relu(n.bn(n.relu(n.conv(stem(n), "conv2", WIDTH, WIDTH, bias=True)), "bn2", WIDTH)))
+
+
+def scaled(n: Net) -> str:
+    """A constant factor is no BN."""
+    y = n.conv(stem(n), "conv2", WIDTH, WIDTH, bias=True)
+    return head(n, n.node("Add", y, n.node("Mul", y, n.tensor("half", 0.5))))
+
+
+def untrained(n: Net) -> str:
+    """gamma 1, beta 0, mean 0: folding leaves a bias of zeros."""
+    w, zeros = n.uniform("conv2.weight", -1, 1, WIDTH, WIDTH, 3, 3), n.tensor("conv2.bias", np.zeros(WIDTH))
+    return head(n, n.relu(n.node("Conv", stem(n), w, zeros, name="conv2")))
+
+
+@pytest.mark.parametrize("build", [beside_others, into_a_sum, before_an_activation, scaled, untrained])
+def test_what_may_be_folded_is_refused_recovered_or_kept(build: Any, tmp_path: Path) -> None:
+    n = Net()
+    source = n.model(build(n))
+    path = save(source, tmp_path)
+    with pytest.raises(WageubnError, match="^1 of 2 convolutions .* folded at export, at 'conv2'; pass --calibrate DATA"):
+        convert(path, Config(batch=4, mean=MEAN, std=STD))
+    made = convert(path, CALIBRATED)
+    assert made.manifest["folded"]["layers"] == ["conv2"]
+    assert relative(logits(made.files["forward"]), logits(source)) < 1e-5
+    assert "conv2.bias" in convert(path, KEPT).state
 
 
 def test_the_refusal_names_the_first_layers_and_both_options(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BLOCK_BN = {"a1_bn", "a2_bn", "b1_bn", "b2_bn", "b_short_bn", "stem_bn"}
 
 def forward(folder: Path, topology: str = "tiny", **options: Any) -> Model:
     onnx.save(TOPOLOGIES[topology](), folder / "net.onnx")
-    return FORWARD(folder / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, **options))
+    return FORWARD(folder / "net.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, **options))
 
 
 def trained(model: Model) -> set[str]:
