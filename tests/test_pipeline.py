@@ -256,7 +256,11 @@ def tensors_of(model: onnx.ModelProto) -> dict[str, tuple[str, list[int]]]:
 
 
 def test_the_manifest_is_json_and_what_lies_in_the_folder(tiny_artifacts: Artifacts, tiny_folder: Path, tiny_file: Path) -> None:
-    assert json.loads((tiny_folder / "manifest.json").read_text()) == tiny_artifacts.manifest
+    written = json.loads((tiny_folder / "manifest.json").read_text())
+    assert written.pop("sha256") == hashlib.sha256(json.dumps(written).encode()).hexdigest()
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents(tiny_folder).items()}
+    assert written.pop("files") == {name: digest for name, digest in hashes.items() if name != "manifest.json"}
+    assert written == tiny_artifacts.manifest
     manifest = tiny_artifacts.manifest
     assert manifest["format"] == 1
     assert manifest["source"] == {"file": "tiny.onnx", "sha256": hashlib.sha256(tiny_file.read_bytes()).hexdigest()}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +12,10 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
-from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, add_parameters
+from wageubn_onnx.runtime.contents import MANIFEST, peek, seal
+from wageubn_onnx.runtime.replace import replaced
 
-MANIFEST = "manifest.json"
-OPTIONAL = ("int_training.onnx", "int_eval.onnx", "state.safetensors")  # absent where the profile has no integer form
 LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file, since protobuf's end at 2 GB; more lie beside it
 
 
@@ -68,30 +64,12 @@ class Artifacts:
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder; into an existing one the files are moved when all are complete, the manifest last.
+        """Write the folder, all or nothing; one that a conversion wrote is replaced whole, and other files in it stay.
 
-        Raises WageubnError where ``folder`` is a file, or holds something else than artifacts.
+        Raises WageubnError where a file is in the way, or the folder holds files and none of a conversion.
         """
-        target = Path(folder)
-        if target.exists() and not target.is_dir():
-            raise WageubnError(f"{target}: is a file; give a folder to write to")
-        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise WageubnError(f"{target}: holds other files; give an empty or a new folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with replaced(folder, _is_conversion) as made:
             self._write(made)
-            if target.is_dir():
-                names = sorted(p.name for p in made.iterdir() if p.name != MANIFEST)
-                for name in (*names, MANIFEST):
-                    os.replace(made / name, target / name)
-                for name in {*OPTIONAL} - {*names}:
-                    (target / name).unlink(missing_ok=True)
-            else:
-                made.chmod(0o755)
-                os.rename(made, target)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
         for stage, graph in self.graphs.items():
@@ -103,7 +81,15 @@ class Artifacts:
         for name, state in (("state", self.state), ("quant_state", self.quant_state), ("fp_state", self.fp_state)):
             if state:
                 save_file({key: np.asarray(value, order="C") for key, value in state.items()}, folder / f"{name}.safetensors")
-        (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=1) + "\n")
+        seal(folder, self.manifest)
+
+
+def _is_conversion(folder: Path) -> bool:
+    """Whether `convert` wrote ``folder``, also where its manifest is damaged."""
+    manifest = peek(folder)
+    if "target" in manifest or not (folder / MANIFEST).is_file():
+        return False
+    return "format" in manifest or (folder / "forward.onnx").is_file()
 
 
 def _is_quantizer(node: onnx.NodeProto) -> bool:

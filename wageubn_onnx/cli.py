@@ -354,7 +354,14 @@ faster, and from scratch 1 to 4."""
     metavar="FOLDER",
     help=("For checkpoint.safetensors and metrics.jsonl [default: DIR/run, or DIR/fp_run with --float]."),
 )
+@click.option("--state", type=PATH, metavar="FILE", help="Start from this state or checkpoint [default: DIR's own state].")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in FOLDER, to the same bits as without a break.")
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Steps between two checkpoints [default: one an epoch].",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the order of images and the stochastic roundings.")
 @click.option("--log-every", default=50, show_default=True, help="Steps between two step lines of the metrics.")
 @click.option("--health", is_flag=True, help="Show each epoch's worst quantizers (DIR is of `convert --health`).")
@@ -371,7 +378,9 @@ def train(
     lr_schedule: str,
     gradient_range: tuple[int, ...] | None,
     out: Path | None,
+    state: Path | None,
     resume: bool,
+    checkpoint_every: int | None,
     seed: int,
     log_every: int,
     health: bool,
@@ -381,8 +390,9 @@ def train(
 ) -> None:
     """Train the network of DIR with its integer step (or its FP32 step).
 
-    The state starts from DIR and ends in FOLDER/checkpoint.safetensors; DIR's own state stays as it is. Ctrl-C saves a
-    checkpoint and exits with 130; --resume goes on from it.
+    The state starts from DIR, or from --state, and ends in FOLDER/checkpoint.safetensors; DIR's own state stays as it is. Ctrl-C
+    saves a checkpoint and exits with 130; --resume goes on from it. --state starts a new run from where another one ended, with
+    other data, epochs or batch.
     """
     from wageubn_onnx.runtime.data import load_data
     from wageubn_onnx.runtime.train import Plan
@@ -391,18 +401,22 @@ def train(
     for option, given in (("--gradient-range", gradient_range is not None), ("--health", health)):
         if in_float and given:
             raise click.UsageError(f"{option} has no meaning with --float", ctx)
+    if state is not None and resume:
+        raise click.UsageError("--resume goes on from the checkpoint in FOLDER, --state starts a new run; give one", ctx)
     session = _open_session(folder, in_float, threads)
+    if state is not None:
+        session.load(state)
     rate = session.default_rate if lr is None else lr
     plan = Plan(epochs, rate, lr_schedule, gradient_range or (128,), seed, log_every)
     target = out or folder / ("fp_run" if in_float else "run")
-    result = run(session, load_data(data_path), plan, target, resume, health=health)
+    result = run(session, load_data(data_path), plan, target, resume, health=health, checkpoint_every=checkpoint_every)
     if as_json:
         _print_json(asdict(result))
     else:
         accuracy = "not tested yet" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.2%}"
         click.echo(f"{result.steps} steps, {result.epochs} epochs, {accuracy}; state in {result.checkpoint}")
     if not result.finished:
-        click.echo("interrupted; the same command with --resume goes on", err=True)
+        click.echo(f"interrupted; the same command with --resume{' in place of --state' if state else ''} goes on", err=True)
         ctx.exit(INTERRUPTED)
 
 
@@ -415,17 +429,21 @@ def train(
 @json_option
 def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool) -> None:
     """Test the network of DIR, in integers (or FP32), on the test images of DATA."""
-    from wageubn_onnx.runtime.data import load_data
+    from wageubn_onnx.runtime.data import described, load_data
 
     session = _open_session(folder, in_float, threads)
     if state is not None:
         session.load(state)
     data = load_data(data_path)
+    session.check_classes(data)
     with _working(f"testing on {len(data.x_test)} images"):
         result = session.evaluate(data.x_test, data.y_test)
     if as_json:
-        _print_json({"accuracy": result.accuracy, "correct": result.correct, "images": len(data.x_test)})
+        answer = {"accuracy": result.accuracy, "correct": result.correct, "images": len(data.x_test)}
+        _print_json(answer | ({"classes": data.classes} if data.classes else {}))
     else:
+        if data.classes:
+            click.echo(described(data.classes))
         click.echo(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
 
 

@@ -17,6 +17,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
 from wageubn_onnx.graph import DOMAIN, Model, State
 from wageubn_onnx.profiles import Format
+from wageubn_onnx.runtime.files import sha256
 
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")
@@ -32,7 +33,7 @@ def describe(
     rate = config.profile.format("lr")
     return {
         "format": 1,
-        "source": {"file": path.absolute().name, "sha256": sha256([Path(file) for file in source.notes["files"]])},
+        "source": {"file": path.absolute().name, "sha256": sha256_of_all([Path(file) for file in source.notes["files"]])},
         "notes": source.notes["said"],
         "folded": source.notes["folded"],
         "profile": config.profile.name,
@@ -75,15 +76,9 @@ def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
     }
 
 
-def sha256(files: list[Path]) -> str:
+def sha256_of_all(files: list[Path]) -> str:
     """Of one file its hash; of several that of the lines `sha256sum NAME...` prints of them, by name."""
-    hashes = {}
-    for file in files:
-        digest = hashlib.sha256()
-        with open(file, "rb") as content:
-            while part := content.read(2**20):
-                digest.update(part)
-        hashes[file.name] = digest.hexdigest()
+    hashes = {file.name: sha256(file) for file in files}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()).hexdigest()

@@ -25,6 +25,7 @@ from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.proofs.audit import audit_model
+from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import Kernels
 from wageubn_onnx.runtime.session import TrainingSession
 
@@ -153,9 +154,11 @@ def test_the_same_files_every_time(folder: Path, tmp_path: Path) -> None:
 
 def test_an_export_takes_the_place_of_an_export_alone(folder: Path, tmp_path: Path) -> None:
     out = export(folder, "onnxruntime", tmp_path / "out")
-    (out / "left.txt").write_text("over")
-    export(folder, "onnxruntime", out)
-    assert not (out / "left.txt").exists()
+    (out / "trained.npz").write_text("mine")
+    export(folder, "web", out)
+    assert (out / "trained.npz").read_text() == "mine"
+    assert not (out / ort.TRAIN).exists()
+    assert ArtifactFolder(out).files.keys() == {p.name for p in out.iterdir()} - {"manifest.json", "trained.npz"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     for place, words in ((tmp_path / "mine", "holds other files"), (folder, "holds other files")):

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
+from wageubn_onnx.runtime.contents import seal
 from wageubn_onnx.runtime.data import Dataset
 from wageubn_onnx.runtime.files import save_tensors
 
@@ -142,7 +143,7 @@ def write_folder(folder: Path) -> Path:
     initial = {"linear.weight": weight.astype(np.int32), "step": np.array(0, np.int32)}
     save_tensors(folder / "state.safetensors", initial)
     save_tensors(folder / "fp_state.safetensors", {"linear.weight": (weight / 10).astype(np.float32)})
-    (folder / "manifest.json").write_text(json.dumps(MANIFEST))
+    seal(folder, MANIFEST)
     return folder
 
 
@@ -175,10 +176,10 @@ def data_file(tmp_path: Path, data: Dataset) -> Path:
 
 @pytest.fixture
 def edit_manifest(folder: Path) -> Callable[..., None]:
-    """Return a function that replaces top-level entries of the folder's manifest."""
+    """Return a function that replaces top-level entries of the folder's manifest, and the hashes of its files."""
 
     def edit(**changes: Any) -> None:
         file = folder / "manifest.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        seal(folder, {**json.loads(file.read_text()), **changes})
 
     return edit

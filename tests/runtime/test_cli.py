@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import networks
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.contents import peek, seal
 
 COMMANDS = [
     ["convert"],
@@ -290,6 +291,7 @@ def test_an_environment_without_onnxruntime_training_is_named(tmp_path: Path) ->
 
 def test_a_failing_contender_is_named(folder: Path) -> None:
     (folder / "int_training.onnx").write_bytes(b"junk")
+    seal(folder, peek(folder))
     refused("benchmark of integer, onnxruntime: ", "bench", "step", folder, "--no-torch")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from networks import images, labels
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.contents import peek, seal
 from wageubn_onnx.runtime.data import Dataset
 from wageubn_onnx.runtime.files import load_tensors, save_tensors
 from wageubn_onnx.runtime.folder import ArtifactFolder
@@ -229,7 +230,9 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, folder: Path, edit_man
     (tmp_path / "manifest.json").write_text("{")
     refused("manifest.json: not JSON", TrainingSession, tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
-    refused("format 'list'", TrainingSession, tmp_path)
+    refused("holds no JSON object", TrainingSession, tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    refused("has no hashes of the files: damaged, or written by an older version", TrainingSession, tmp_path)
     edit_manifest(format=2)
     refused("format 2, but this version reads 1", TrainingSession, folder)
 
@@ -248,9 +251,13 @@ def test_a_folder_that_contradicts_itself_is_refused(folder: Path, edit_manifest
     edit_manifest(state=[{"in": "weight", "out": "gone", "key": "w"}])
     refused("lacks weight -> gone", TrainingSession, folder)
     (folder / "fp_training.onnx").write_bytes(b"junk")
+    refused("fp_training.onnx: not the file that manifest.json was written with", TrainingSession, folder)
+    seal(folder, peek(folder))
     refused("fp_training.onnx: onnxruntime cannot load it", FloatSession, folder)
     (folder / "fp_training.onnx").unlink()
     refused("fp_training.onnx: missing", FloatSession, folder)
+    seal(folder, peek(folder))
+    refused("fp_training.onnx: named in manifest.json, which has no hash of it", FloatSession, folder)
 
 
 def test_the_quantized_step_in_float_is_the_integer_step(tiny_folder: Path) -> None:

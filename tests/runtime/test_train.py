@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.data import Dataset, batches
 from wageubn_onnx.runtime.schedules import gradient_range, learning_rate
 from wageubn_onnx.runtime.session import FloatSession, Session, StepResult, TrainingSession
@@ -74,7 +81,7 @@ def test_a_run_is_its_steps(folder: Path, data: Dataset, tmp_path: Path) -> None
         np.testing.assert_array_equal(session.state()[key], value)
     assert dataclasses.asdict(result) == {
         "finished": True, "epochs": 3, "steps": 9, "dropped_per_epoch": 2, "test_accuracy": accuracies[-1],
-        "checkpoint": str(tmp_path / "run" / CHECKPOINT), "health": None,
+        "checkpoint": str(tmp_path / "run" / CHECKPOINT), "health": None, "classes": None,
     }  # fmt: skip
     epochs = [line for line in lines(tmp_path / "run") if line["kind"] == "epoch"]
     assert [line["step"] for line in epochs] == [3, 6, 9]
@@ -193,6 +200,8 @@ def test_refusals_write_nothing(folder: Path, data: Dataset, tmp_path: Path) -> 
     refused("list is empty", gradient_ranges=())
     refused("seed -1", seed=-1)
     refused("log interval 0", log_every=0)
+    with pytest.raises(WageubnError, match="checkpoint interval 0"):
+        train(TrainingSession(folder), data, PLAN, tmp_path / "run", checkpoint_every=0)
     refused("no such checkpoint", resume=True)
     refused("3 training images: fewer than the 4", dataclasses.replace(data, x_train=data.x_train[:3]))
     refused("labels.0. is 9", dataclasses.replace(data, y_test=np.full(6, 9)))
@@ -207,9 +216,153 @@ def test_an_occupied_folder_is_refused(folder: Path, data: Dataset, tmp_path: Pa
     with pytest.raises(WageubnError, match=r"metrics.jsonl: has 0 bytes, the checkpoint counts"):
         train(TrainingSession(folder), data, PLAN, tmp_path / "run", resume=True, console=quiet())
     TrainingSession(folder).save(tmp_path / "run" / CHECKPOINT)
-    with pytest.raises(WageubnError, match="only a checkpoint can be resumed"):
+    with pytest.raises(WageubnError, match="a state without a position in a run; start a new run from it: --state"):
         train(TrainingSession(folder), data, PLAN, tmp_path / "run", resume=True, console=quiet())
     other = dataclasses.replace(data, x_train=data.x_train[::-1].copy())
     with pytest.raises(WageubnError, match="the run has data"):
         train(TrainingSession(folder), data, PLAN, tmp_path / "fresh", console=quiet())
         train(TrainingSession(folder), other, PLAN, tmp_path / "fresh", resume=True, console=quiet())
+
+
+# -- one run at a time, and its checkpoints ----------------------------------------------------------------------------------
+
+
+def train_in(folder: Path, data_file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    words = ["train", folder, "--data", data_file, "--epochs", "3", "--lr", "0.05", "--out", out, *options]
+    command = [sys.executable, "-m", "wageubn_onnx.cli", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(folder: Path, data: Dataset, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    session = TrainingSession(folder)
+    inner, seen = session.step, list[tuple[int, str]]()
+
+    def step(*args: Any) -> StepResult:
+        if not seen:
+            for options in ((), ("--resume",)):
+                other = train_in(folder, data_file, out, *options)
+                seen.append((other.wait(), other.stderr.read()))  # type: ignore[union-attr]
+        return inner(*args)
+
+    session.step = step  # type: ignore[method-assign, assignment]
+    train(session, data, PLAN, out, console=quiet())
+    assert seen == [(2, f"error: {out}: another process trains there; wait for its end, or give another --out\n")] * 2
+    assert {file.name for file in out.iterdir()} == {CHECKPOINT, METRICS}
+    assert [line["step"] for line in lines(out) if line["kind"] == "epoch"] == [3, 6, 9]
+
+
+def test_a_lock_ends_with_its_process(folder: Path, data: Dataset, tmp_path: Path) -> None:
+    """Its file may stay behind; what counts is who holds it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    hold = "import sys, time; from pathlib import Path; from wageubn_onnx.runtime.locks import lock; lock(Path(sys.argv[1])); "
+    (out / ".lock").touch()
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold + "print('held', flush=True); time.sleep(60)", str(out / ".lock")], stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with pytest.raises(WageubnError, match="another process trains there"):
+        train(TrainingSession(folder), data, PLAN, out, console=quiet())
+    other.kill()
+    other.wait()
+    (out / f".{CHECKPOINT}.0123456789ab.tmp").write_text("half a checkpoint")
+    train(TrainingSession(folder), data, PLAN, out, console=quiet())
+    assert {file.name for file in out.iterdir()} == {CHECKPOINT, METRICS}
+
+
+@pytest.mark.parametrize("kind", [TrainingSession, FloatSession])
+@pytest.mark.parametrize(("every", "last"), [(1, 4), (2, 4), (5, 3), (None, 3)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    kind: type[Session], every: int | None, last: int, folder: Path, data: Dataset, tmp_path: Path
+) -> None:
+    """Killed in its fifth step, as by SIGKILL: nothing that Python would do on its way out is done."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(kind(folder), data, PLAN, whole, console=quiet(), checkpoint_every=every)
+    child = os.fork()
+    if child == 0:
+        session, count = kind(folder, threads=1), 0  # without threads, which a fork would lose
+        inner = session.step
+
+        def step(*args: Any) -> StepResult:
+            nonlocal count
+            count += 1
+            if count == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return inner(*args)
+
+        session.step = step  # type: ignore[method-assign, assignment]
+        train(session, data, PLAN, broken, console=quiet(), checkpoint_every=every)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert load_state(broken / CHECKPOINT)[1]["position"]["step"] == last
+    train(kind(folder), data, PLAN, broken, resume=True, console=quiet(), checkpoint_every=every)
+    for name in (METRICS, CHECKPOINT):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+# -- from a trained state, with named classes ----------------------------------------------------------------------------------
+
+
+def test_a_new_run_starts_from_a_trained_state(folder: Path, data: Dataset, tmp_path: Path) -> None:
+    train(TrainingSession(folder), data, PLAN, tmp_path / "one", console=quiet())
+    other = dataclasses.replace(data, x_train=data.x_train[:8], y_train=data.y_train[:8])
+    plan, session = Plan(epochs=1, lr=0.1), TrainingSession(folder)
+    session.load(tmp_path / "one" / CHECKPOINT)
+    train(session, other, plan, tmp_path / "two", console=quiet())
+    reference = TrainingSession(folder)
+    reference.load(tmp_path / "one" / CHECKPOINT)
+    for rows in batches(8, 4, 0, seed=0):
+        reference.step(other.x_train[rows], other.y_train[rows], 0.1)
+    for key, value in reference.state().items():
+        np.testing.assert_array_equal(session.state()[key], value)
+    assert session.state()["step"] == 11
+    with pytest.raises(
+        WageubnError, match="has epochs 3, not 1; .* new run from its state, give --state .*/one/checkpoint"
+    ):
+        train(TrainingSession(folder), other, plan, tmp_path / "one", resume=True, console=quiet())
+
+
+def test_the_step_of_a_resumed_run_is_the_same(
+    folder: Path, data: Dataset, tmp_path: Path, edit_manifest: Callable[..., None]
+) -> None:
+    train(TrainingSession(folder), data, PLAN, tmp_path / "run", console=quiet())
+    model = onnx.load(folder / "int_training.onnx")
+    model.producer_name = "another conversion"
+    onnx.save(model, folder / "int_training.onnx")
+    edit_manifest()
+    with pytest.raises(WageubnError, match="the run has step [0-9a-f]{64}, not"):
+        train(TrainingSession(folder), data, PLAN, tmp_path / "run", resume=True, console=quiet())
+
+
+def test_classes_are_kept_and_held_to(folder: Path, data: Dataset, tmp_path: Path) -> None:
+    named = dataclasses.replace(data, classes=("ant", "bee", "cow"))
+    other = dataclasses.replace(data, classes=("ant", "cow", "bee"))
+    console = quiet()
+    result = train(TrainingSession(folder), named, PLAN, tmp_path / "run", console=console)
+    assert result.classes == ["ant", "bee", "cow"]
+    assert console.file.getvalue().startswith("3 classes: 0 ant, 1 bee, 2 cow\n")  # type: ignore[attr-defined]
+    assert lines(tmp_path / "run")[0]["classes"] == ["ant", "bee", "cow"]
+    with pytest.raises(WageubnError, match="checkpoint.safetensors: class 1 is 'bee', but in the data 'cow'"):
+        train(TrainingSession(folder), other, PLAN, tmp_path / "run", resume=True, console=quiet())
+    session = TrainingSession(folder)
+    session.load(tmp_path / "run" / CHECKPOINT)
+    with pytest.raises(WageubnError, match="class 1 is 'bee', but in the data 'cow'"):
+        train(session, other, PLAN, tmp_path / "next", console=quiet())
+    assert not (tmp_path / "next").exists()
+    session.save(tmp_path / "state")
+    session.load(folder / "state.safetensors")
+    session.check_classes(other)
+    session.load(tmp_path / "state")
+    session.check_classes(data)  # without names
+    session.check_classes(named)
+    with pytest.raises(WageubnError, match="state: class 1 is"):
+        session.check_classes(other)
+
+
+def test_the_metrics_begin_with_what_the_run_is(folder: Path, data: Dataset, tmp_path: Path) -> None:
+    train(TrainingSession(folder), data, PLAN, tmp_path / "run", console=quiet())
+    first = lines(tmp_path / "run")[0]
+    assert first["kind"] == "run" and first["epochs"] == 3 and first["batch"] == 4 and first["classes"] is None
+    assert first["step"] == hashlib.sha256((folder / "int_training.onnx").read_bytes()).hexdigest()

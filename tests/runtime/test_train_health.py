@@ -19,6 +19,7 @@ from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
+from wageubn_onnx.runtime.contents import peek, seal
 from wageubn_onnx.runtime.data import Dataset, batches, save_data
 from wageubn_onnx.runtime.files import load_tensors, save_tensors
 from wageubn_onnx.runtime.health import WORST, Health
@@ -48,6 +49,7 @@ def deaf(healthy: Path, tmp_path: Path) -> Path:
     shutil.copytree(healthy, folder)
     tensors, _ = load_tensors(folder / "state.safetensors")
     save_tensors(folder / "state.safetensors", tensors | {"fc.weight": np.zeros_like(tensors["fc.weight"])})
+    seal(folder, peek(folder))
     return folder
 
 
@@ -191,9 +193,8 @@ def test_a_folder_without_counters_is_refused(tiny_folder: Path, data: Dataset, 
 
 def test_a_manifest_that_names_no_output_is_refused(healthy: Path, tmp_path: Path) -> None:
     shutil.copytree(healthy, tmp_path / "net")
-    file = tmp_path / "net" / "manifest.json"
-    manifest = json.loads(file.read_text())
+    manifest = peek(tmp_path / "net")
     del manifest["step"]["health_output"]
-    file.write_text(json.dumps(manifest))
+    seal(tmp_path / "net", manifest)
     with pytest.raises(WageubnError, match="'step' lacks 'health_output'"):
         TrainingSession(tmp_path / "net")

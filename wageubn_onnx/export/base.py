@@ -13,7 +13,7 @@ import onnx
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.runtime.files import load_tensors
+from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,7 @@ class Bundle:
         """
         artifacts = ArtifactFolder(folder)
         step, evaluation = (load_model(artifacts.model(section)) for section in ("step", "eval"))
-        tensors, _ = load_tensors(artifacts.state_file("state") if state is None else state)
+        tensors, _ = load_state(artifacts.state_file("state") if state is None else state)
         bundle = Bundle(step, evaluation, tensors, artifacts.manifest, artifacts.path)
         bundle.check_state()
         return bundle

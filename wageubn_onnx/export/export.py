@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,8 @@ from typing import Any
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Bundle, Target
 from wageubn_onnx.export.table import TARGETS
-from wageubn_onnx.runtime.folder import MANIFEST
+from wageubn_onnx.runtime.contents import peek, seal
+from wageubn_onnx.runtime.replace import replaced
 
 FLOAT_SECTIONS = ("fp_step", "fp_eval", "fp_state", "quant_step", "quant_eval", "quant_state")  # stay in the artifact folder
 
@@ -27,9 +25,9 @@ def export(
 ) -> Path:
     """Export the integer step of the artifact folder ``folder``, with its initial state or the one in the file ``state``.
 
-    ``out`` is written whole or not at all: the target's files, manifest.json (that of ``folder``, with a section ``target``) and
-    README.md. Raises WageubnError, one line, for an unknown or unavailable target, a target that cannot take the network, an
-    option that it does not have, or a folder that holds something else.
+    ``out`` is written whole or not at all: the target's files, README.md and manifest.json (that of ``folder``, with a section
+    ``target``). An export that lies there is replaced, and other files in it stay. Raises WageubnError for an unknown or
+    unavailable target, a target that cannot take the network, an option that it does not have, or a folder of something else.
     """
     chosen, path = find_target(target), Path(out)
     reason = chosen.missing()
@@ -38,18 +36,9 @@ def export(
     unknown = [name for name in options if name not in chosen.options]
     if unknown:
         raise WageubnError(f"target {target} has no option {unknown[0]!r}; it has: {', '.join(chosen.options) or 'none'}")
-    _check_place(path)
     bundle = Bundle.of(folder, state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with replaced(path, _is_export) as made:
         write(chosen, bundle, made, options)
-        if path.is_dir():
-            shutil.rmtree(path)
-        made.chmod(0o755)
-        os.rename(made, path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return path
 
 
@@ -59,8 +48,8 @@ def write(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, An
     kept = {key: value for key, value in bundle.manifest.items() if key not in FLOAT_SECTIONS}
     given = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     manifest = kept | {"target": {"name": target.name, "options": given}} | said
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(target.readme(manifest), encoding="utf-8")
+    seal(folder, manifest)
 
 
 def find_target(name: str) -> Target:
@@ -71,14 +60,5 @@ def find_target(name: str) -> Target:
     raise WageubnError(f"target {name}: unknown; choose one of {', '.join(target.name for target in TARGETS)}")
 
 
-def _check_place(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise WageubnError(f"{path}: is a file; give a folder to write to")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    try:
-        is_export = "target" in json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        is_export = False
-    if not is_export:
-        raise WageubnError(f"{path}: holds other files; give an empty or a new folder")
+def _is_export(folder: Path) -> bool:
+    return "target" in peek(folder)

@@ -16,8 +16,8 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Target
 from wageubn_onnx.export.trained import forward_of, parameters
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.manifest import sha256
 from wageubn_onnx.passes.targets.write_back import Unplaced, write_back
+from wageubn_onnx.runtime.files import sha256
 
 MODEL = "model.onnx"
 
@@ -48,7 +48,7 @@ def _source(file: Path, bundle: Bundle) -> onnx.ModelProto:
     if file.is_dir():
         raise Unplaced("the source is a folder of training artifacts")
     model, known = load_model(file), bundle.manifest["source"]
-    if sha256([file]) != known["sha256"]:
+    if sha256(file) != known["sha256"]:
         raise WageubnError(f"{file}: not the file that was converted; give {known['file']}, sha256 {known['sha256'][:12]}...")
     return model
 

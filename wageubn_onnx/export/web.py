@@ -40,7 +40,7 @@ def write(bundle: Bundle, folder: Path, data: Path | None = None) -> dict[str, A
     sections = {section: bundle.manifest[section] | {"model": name} for section, name in (("step", STEP), ("eval", EVAL))}
     if data is None:
         return sections | {"state_file": STATE}
-    save_tensors(folder / DATA, vars(_checked(load_data(data), data, bundle)))
+    save_tensors(folder / DATA, _checked(load_data(data), data, bundle).arrays)
     return sections | {"state_file": STATE, "data_file": DATA}
 
 

@@ -71,12 +71,12 @@ def align_folder(folder: str | os.PathLike[str]) -> Iterator[Alignment]:
     from wageubn_onnx.pipeline import STAGES, stage_before
     from wageubn_onnx.runtime.folder import ArtifactFolder
 
-    path = ArtifactFolder(folder).path
+    artifacts = ArtifactFolder(folder)
     for after in STAGES:
         before = stage_before(after)
-        files = [path / f"{stage.name}.onnx" for stage in (before, after) if stage]
-        if len(files) == 2 and all(file.is_file() for file in files):
-            yield align(*files)
+        names = [f"{stage.name}.onnx" for stage in (before, after) if stage]
+        if len(names) == 2 and all(name in artifacts.files for name in names):
+            yield align(*(artifacts.path / name for name in names))
 
 
 def explain(step: Alignment) -> ModelDiff:

@@ -18,6 +18,7 @@ from wageubn_onnx.inspect.memory import Memory, memory
 from wageubn_onnx.inspect.quantizers import QuantizerMap, quantizer_map
 from wageubn_onnx.inspect.tensors import Tensor, Tensors
 from wageubn_onnx.passes.importing.forward import layer_of
+from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import CONTRACTS
 
 PARAMETERS = ("W", "bias", "gamma", "beta", "BN.running_mean", "BN.running_var")  # data paths of inputs that are parameters
@@ -93,8 +94,9 @@ def inspect_file(path: str | os.PathLike[str]) -> Summary:
 
 def inspect_folder(path: str | os.PathLike[str]) -> list[Summary]:
     """Summarize every stage in the artifact folder ``path``, in their order; raises WageubnError where there is none."""
-    files = [Path(path) / f"{stage}.onnx" for stage in CONTRACTS]
-    found = [inspect_file(file) for file in files if file.is_file()]
+    artifacts = ArtifactFolder(path)
+    names = [f"{stage}.onnx" for stage in CONTRACTS]
+    found = [inspect_file(artifacts.path / name) for name in names if name in artifacts.files]
     if not found:
         raise WageubnError(f"{path}: has none of the stages; give an ONNX file, or a folder written by `wageubn-onnx convert`")
     return found

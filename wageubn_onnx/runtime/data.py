@@ -3,54 +3,62 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.files import atomic_write
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from wageubn_onnx.runtime.images import read_folders
+from wageubn_onnx.runtime.npz import read_npz
 
 Array = NDArray[Any]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_LABEL = 2**31 - 1
+MANY = 20  # classes: more are not all shown
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 [n, C, H, W] and labels int32 [n] to train on, and the same to test on."""
+    """Images uint8 [n, C, H, W] and labels int32 [n] to train on, and the same to test on.
+
+    classes: what the labels 0, 1, ... stand for; None where the source, an .npz, does not say.
+    """
 
     x_train: Array
     y_train: Array
     x_test: Array
     y_test: Array
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The four arrays by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
 
 
 def save_data(data: Dataset, path: str | os.PathLike[str]) -> None:
     """Write ``data`` as the .npz that `load_data` reads, atomically."""
     with atomic_write(path) as file:
-        np.savez_compressed(file, x_train=data.x_train, y_train=data.y_train, x_test=data.x_test, y_test=data.y_test)
+        np.savez_compressed(file, **data.arrays)  # type: ignore[arg-type]
 
 
 def load_data(path: str | os.PathLike[str]) -> Dataset:
     """Read DATA: an .npz with x_train, y_train, x_test, y_test, or a folder with train/CLASS/* and test/CLASS/* images.
 
-    Images are uint8 [n, C, H, W], labels integers [n] >= 0 (returned as int32). In folders the classes are numbered by
-    sorted name, grey images give C = 1 and all others C = 3.
+    Images are uint8 [n, C, H, W], labels integers [n] >= 0 (returned as int32). Of folders, see `images.read_folders`.
     Raises WageubnError, naming the array or file, for whatever is missing, of another type or shape, or unequal.
     """
-    source = Path(path)
+    source, classes = Path(path), None
     if source.is_dir():
-        arrays = _read_folders(source)
+        arrays, classes = read_folders(source)
     elif source.is_file():
-        arrays = _read_npz(source)
+        arrays = read_npz(source, ARRAYS)
     else:
         raise WageubnError(f"{source}: no such data; give an .npz file or a folder with train/ and test/")
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
@@ -58,7 +66,27 @@ def load_data(path: str | os.PathLike[str]) -> Dataset:
     train, test = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
     if train != test:
         raise WageubnError(f"{source}: x_train holds images {list(train)} but x_test {list(test)}; make them equal")
-    return Dataset(arrays["x_train"], arrays["y_train"].astype(np.int32), arrays["x_test"], arrays["y_test"].astype(np.int32))
+    arrays |= {name: arrays[name].astype(np.int32) for name in ("y_train", "y_test")}
+    return Dataset(**arrays, classes=classes)
+
+
+def check_classes(where: str, trained: Sequence[str] | None, data: Dataset) -> None:
+    """Raise WageubnError that starts with ``where`` and names the first difference, if the labels of ``data`` stand for other
+    classes than those ``trained`` on; None on either side says nothing of them."""
+    if trained is None or data.classes is None:
+        return
+    for index, (before, now) in enumerate(zip_longest(trained, data.classes)):
+        if before != now:
+            was, is_now = ("none" if name is None else repr(name) for name in (before, now))
+            raise WageubnError(f"{where}: class {index} is {was}, but in the data {is_now}; give data of the same classes")
+
+
+def described(classes: Sequence[str]) -> str:
+    """What the labels stand for, in a line: all of few classes, the first and the last of many."""
+    shown = [f"{index} {name if name.isprintable() else ascii(name)}" for index, name in enumerate(classes)]
+    if len(shown) > MANY:
+        shown = [*shown[: MANY - 2], "...", shown[-1]]
+    return f"{len(classes)} classes: {', '.join(shown)}"
 
 
 def batches(n: int, batch: int, epoch: int, seed: int) -> NDArray[np.int64]:
@@ -95,76 +123,3 @@ def _check_pair(source: Path, images_name: str, images: Array, labels_name: str,
     if wrong.size:
         first = int(wrong[0])
         raise WageubnError(f"{source}: {labels_name}[{first}] is {labels[first]}; labels count from 0")
-
-
-def _read_npz(source: Path) -> dict[str, Array]:
-    try:
-        content = np.load(source, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise WageubnError(f"{source}: a single array; save {', '.join(ARRAYS)} together with numpy.savez")
-        with content:
-            missing = [name for name in ARRAYS if name not in content]
-            if missing:
-                raise WageubnError(f"{source}: array {missing[0]} is missing; DATA needs {', '.join(ARRAYS)}")
-            return {name: content[name] for name in ARRAYS}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise WageubnError(f"{source}: not a readable .npz file ({error}); write it with numpy.savez") from error
-
-
-def _read_folders(source: Path) -> dict[str, Array]:
-    classes = {part: _class_names(source / part) for part in ("train", "test")}
-    uneven = sorted(set(classes["train"]) ^ set(classes["test"]))
-    if uneven:
-        raise WageubnError(f"{source}: class {uneven[0]} is in only one of train/ and test/; give both the same classes")
-    arrays: dict[str, Array] = {}
-    for part, names in classes.items():
-        files = [(file, label) for label, name in enumerate(names) for file in _visible(source / part / name)]
-        if not files:
-            raise WageubnError(f"{source / part}: no images in its class folders; put at least one there")
-        arrays[f"x_{part}"] = _read_images([file for file, _ in files])
-        arrays[f"y_{part}"] = np.array([label for _, label in files], dtype=np.int32)
-    return arrays
-
-
-def _class_names(folder: Path) -> list[str]:
-    names = [entry.name for entry in _visible(folder) if entry.is_dir()] if folder.is_dir() else []
-    if not names:
-        raise WageubnError(f"{folder}: no class folders; a data folder holds train/CLASS/ and test/CLASS/ with images")
-    return names
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _read_images(files: list[Path]) -> Array:
-    """Decode ``files`` to uint8 [n, C, H, W]; all must agree with the first in size and channels."""
-    pillow = _import_pillow(files[0])
-    first = _read_image(pillow, files[0])
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for index, file in enumerate(files):
-        image = _read_image(pillow, file)
-        if image.shape != first.shape:
-            shapes = f"image is {list(image.shape)} but {files[0]} is {list(first.shape)}"
-            raise WageubnError(f"{file}: {shapes}; bring all to one size and colour mode")
-        images[index] = image
-    return images
-
-
-def _import_pillow(needed_by: Path) -> ModuleType:
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise WageubnError(f"{needed_by}: reading images needs Pillow; pip install 'wageubn-onnx[images]'") from error
-    module: ModuleType = PIL.Image
-    return module
-
-
-def _read_image(pillow: ModuleType, file: Path) -> Array:
-    try:
-        with pillow.open(file) as image:
-            grey = image.mode in ("1", "L")
-            pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
-    except (pillow.UnidentifiedImageError, pillow.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise WageubnError(f"{file}: not a readable image; remove or replace it") from error
-    return pixels[np.newaxis] if grey else pixels.transpose(2, 0, 1)  # [C, H, W]

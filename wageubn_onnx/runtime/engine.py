@@ -15,7 +15,9 @@ import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import load_tensors, save_tensors
+from wageubn_onnx.runtime.checkpoint import load_state
+from wageubn_onnx.runtime.data import Dataset, check_classes
+from wageubn_onnx.runtime.files import save_tensors
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import last_size, open_model
 from wageubn_onnx.runtime.state import StateTensor, check_state, signature
@@ -96,6 +98,8 @@ class Session(ABC):
         self.batch = int(self.image_shape[0])
         self._said = {key: self._names[key] for key in keys if key in RESULTS}
         self._buffers: list[dict[str, Array]] = []
+        self.class_names: Sequence[str] | None = None
+        """What the labels that the state was trained on stand for, where that is known."""
         self.load(self.folder.state_file(self.state_section))
 
     # ---- what differs between integers and float ----
@@ -235,7 +239,8 @@ class Session(ABC):
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the state to a safetensors file, atomically; equal states and metadata give equal bytes."""
-        recorded = {"signature": signature(self._expected), **(metadata or {})}
+        classes = {} if self.class_names is None else {"classes": list(self.class_names)}
+        recorded = {"signature": signature(self._expected), **classes, **(metadata or {})}
         save_tensors(path, self._buffers[0], recorded)
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -244,11 +249,20 @@ class Session(ABC):
         Training goes on from it to the same bits. Raises WageubnError where the file is damaged or of another network;
         the state then stays as it was.
         """
-        tensors, metadata = load_tensors(path)
-        check_state(str(path), tensors, metadata.get("signature"), self._expected)
+        tensors, metadata = load_state(path)
+        self.take(str(path), tensors, metadata)
+        return metadata
+
+    def take(self, where: str, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
+        """Take a state that `load_state` read from the file ``where``; raises what `load` raises."""
+        check_state(where, tensors, metadata.get("signature"), self._expected)
         current = {key: np.array(tensors[key]) for key in self._expected}
         self._buffers = [current, {key: np.empty_like(value) for key, value in current.items()}]
-        return metadata
+        self._taken_from, self.class_names = where, metadata.get("classes")
+
+    def check_classes(self, data: Dataset) -> None:
+        """Raise WageubnError, naming the first difference, where the labels of ``data`` stand for others than in training."""
+        check_classes(self._taken_from, self.class_names, data)
 
     def update(self, tensors: Mapping[str, Array]) -> None:
         """Replace these tensors of the state; raises WageubnError for one that is unknown, misshapen or out of its range."""

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.runtime.contents import FILES, MANIFEST, check_files, read_sealed, remedy
+from wageubn_onnx.runtime.replace import recover
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 STATE_FILES = {"state": "state.safetensors", "quant_state": "quant_state.safetensors", "fp_state": "fp_state.safetensors"}
 
 
 class ArtifactFolder:
-    """A converted folder: ``path`` and its checked ``manifest``."""
+    """A converted or exported folder: ``path`` and its ``manifest``, both as they were written."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Read the manifest; raises WageubnError where it is missing, not JSON, or of another format."""
+        """Read the manifest and check every file that it lists against its hash; one that did not change, once a process.
+
+        Raises WageubnError where a file is missing or another, or the manifest is damaged or of another format.
+        """
         self.path = Path(path)
+        with contextlib.suppress(OSError):  # a reader without the right to write finds what there is
+            recover(Path(os.path.realpath(path)))
         self.manifest = self._read()
+        check_files(self.path, self.manifest)
 
     def _read(self) -> dict[str, Any]:
-        file = self.path / MANIFEST
         if not self.path.is_dir():
             raise WageubnError(f"{self.path}: no such folder; give one written by `wageubn-onnx convert MODEL -o DIR`")
-        if not file.is_file():
+        if not (self.path / MANIFEST).is_file():
             raise WageubnError(f"{self.path}: has no {MANIFEST}; give a folder written by `wageubn-onnx convert`")
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WageubnError(f"{file}: not JSON ({error}); convert the model again") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-            raise WageubnError(f"{file}: format {found!r}, but this version reads {FORMAT}; convert the model again")
+        manifest = read_sealed(self.path)
+        if manifest.get("format") != FORMAT:
+            found = manifest.get("format")
+            raise WageubnError(f"{self.path / MANIFEST}: format {found!r}, but this version reads {FORMAT}; {remedy(manifest)}")
         return manifest
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The hash of every file beside the manifest, by name."""
+        return dict(self.manifest[FILES])
 
     def section(self, name: str, *keys: str) -> Any:
         """Return ``manifest[name]``, an object that holds ``keys``.
@@ -55,6 +63,8 @@ class ArtifactFolder:
     def state_names(self, name: str) -> list[tuple[str, str, str]]:
         """Return (key in files, input of the step, output of the step) of the tensors of ``name``."""
         entries = self.section(name)
+        if not isinstance(entries, list):
+            raise WageubnError(f"{self.path / MANIFEST}: {name!r} is no list; {remedy(self.manifest)}")
         for index, entry in enumerate(entries):
             self._require(entry, f"{name}[{index}]", ("key", "in", "out"))
         return [(entry["key"], entry["in"], entry["out"]) for entry in entries]
@@ -65,15 +75,14 @@ class ArtifactFolder:
             raise WageubnError(f"{self.path / MANIFEST}: {name!r} lacks {missing[0]!r}; convert the model again")
 
     def model(self, name: str) -> Path:
-        """Return the .onnx file of section ``name``; raises WageubnError where it is absent."""
+        """Return the .onnx file of section ``name``; raises WageubnError where it is not listed."""
         return self._existing(str(self.section(name, "model")["model"]))
 
     def state_file(self, name: str) -> Path:
-        """Return the initial state of ``name`` ("state", "quant_state" or "fp_state"); raises WageubnError where it is absent."""
+        """Return the initial state ``name``, "state", "quant_state" or "fp_state"; raises WageubnError where it is not listed."""
         return self._existing(STATE_FILES[name])
 
     def _existing(self, name: str) -> Path:
-        file = self.path / name
-        if not file.is_file():
-            raise WageubnError(f"{file}: missing, though {MANIFEST} counts on it; convert the model again")
-        return file
+        if name not in self.files:
+            raise WageubnError(f"{self.path / name}: named in {MANIFEST}, which has no hash of it; {remedy(self.manifest)}")
+        return self.path / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,10 @@ class MetricsFile:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self.size += self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Flush what was written to the disk: a checkpoint is about to count on it."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsFile:
         return self

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import Dataset, batches
-from wageubn_onnx.runtime.files import load_tensors
+from wageubn_onnx.runtime.checkpoint import load_state
+from wageubn_onnx.runtime.data import Dataset, batches, check_classes, described
 from wageubn_onnx.runtime.health import Health, table
 from wageubn_onnx.runtime.interrupt import interruptible
+from wageubn_onnx.runtime.locks import only_one
 from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
 from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
 from wageubn_onnx.runtime.session import GRADIENT_RANGES, Session
@@ -76,7 +77,8 @@ class Position:
 class TrainResult:
     """How a run ended: ``finished`` or interrupted after ``steps``; test_accuracy is that of the last whole epoch.
 
-    health: the worst quantizers (`Health.worst`) of the last epoch that this call ended, where they were asked for.
+    health: the worst quantizers (`Health.worst`) of the last epoch that this call ended, where they were asked for. classes: what
+    the labels stand for, where the data says so.
     """
 
     finished: bool
@@ -86,6 +88,7 @@ class TrainResult:
     test_accuracy: float | None
     checkpoint: str
     health: list[dict[str, Any]] | None = None
+    classes: list[str] | None = None
 
 
 def train(
@@ -96,44 +99,55 @@ def train(
     resume: bool = False,
     console: Console | None = None,
     health: bool = False,
+    checkpoint_every: int | None = None,
 ) -> TrainResult:
     """Train ``session`` on ``data`` and leave ``out/checkpoint.safetensors`` and ``out/metrics.jsonl``.
 
-    The checkpoint is a state file (`Session.load` reads it) that also holds the position in the run; it is written at
-    the start, after every epoch, and on Ctrl-C or SIGTERM, which let the step at hand finish. ``resume`` goes on from
-    it to the same bits, state and metrics, as a run without a break; it asks for the same plan and data.
+    The run starts from the session's state: the folder's own, or one that was loaded. The checkpoint is a state file
+    (`Session.load` reads it) that also holds the position in the run; it is written at the start, after every epoch and every
+    ``checkpoint_every`` steps, and on Ctrl-C or SIGTERM, which let the step at hand finish. ``resume`` goes on from it to the
+    same bits, state and metrics, as a run without a break; it asks for the same plan, data and step. One process at a time
+    trains in ``out``.
     The last partial batch of an epoch is dropped; ``console`` (None: stderr) and the metrics say how many images.
     ``health`` tells both of every epoch's saturated and all-zero tensors; it needs a step converted with health counters. Of an
     error that was all zero, such a step always warns.
     Raises WageubnError, before anything is written, for a plan, data or folder that do not fit.
     """
     console = console or Console(stderr=True)
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise WageubnError(f"checkpoint interval {checkpoint_every}: must be at least 1 step")
     if health and not session.health:
         raise WageubnError(f"{session.folder.path}: its step has no health counters; convert the model with `convert --health`")
-    run = _Run(session, data, plan, Path(out), console, health)
-    run.begin(resume)
-    if run.dropped:
-        images = f"{run.dropped} of {len(data.x_train)} training images"
-        console.print(f"each epoch drops {images}: a step takes exactly {session.batch}")
-    with interruptible() as stop, MetricsFile(run.folder / METRICS, run.position.metrics_bytes) as metrics:
-        with _bar(console) as bar:
-            task = bar.add_task("training", total=run.total, completed=run.position.step)
-            while run.position.step < run.total and not stop.is_set():
-                loss = run.step(metrics)
-                bar.update(task, advance=1, description=f"epoch {run.epoch}/{plan.epochs}  loss {loss:.4f}")
-        if stop.is_set():
-            run.checkpoint()
-    done = run.position.step
-    epochs, accuracy = done // run.steps, run.position.test_accuracy
-    return TrainResult(done == run.total, epochs, done, run.dropped, accuracy, str(run.folder / CHECKPOINT), run.worst)
+    run = _Run(session, data, plan, Path(out), console, health, checkpoint_every)
+    run.check_place(resume)
+    with only_one(run.folder, f"{run.folder}: another process trains there; wait for its end, or give another --out"):
+        run.begin(resume)
+        if data.classes:
+            console.print(described(data.classes), soft_wrap=True, markup=False, highlight=False)
+        if run.dropped:
+            images = f"{run.dropped} of {len(data.x_train)} training images"
+            console.print(f"each epoch drops {images}: a step takes exactly {session.batch}")
+        with interruptible() as stop, MetricsFile(run.folder / METRICS, run.position.metrics_bytes) as metrics:
+            if not metrics.size:
+                metrics.write({"kind": "run", **run.identity, "classes": session.class_names})
+            with _bar(console) as bar:
+                task = bar.add_task("training", total=run.total, completed=run.position.step)
+                while run.position.step < run.total and not stop.is_set():
+                    loss = run.step(metrics)
+                    bar.update(task, advance=1, description=f"epoch {run.epoch}/{plan.epochs}  loss {loss:.4f}")
+            if stop.is_set():
+                run.checkpoint(metrics)
+    return run.result()
 
 
 class _Run:
     """One run: what it works on, and its position."""
 
-    def __init__(self, session: Session, data: Dataset, plan: Plan, folder: Path, console: Console, tells_health: bool) -> None:
+    def __init__(
+        self, session: Session, data: Dataset, plan: Plan, folder: Path, console: Console, tells_health: bool, every: int | None
+    ) -> None:
         self.session, self.data, self.plan, self.folder = session, data, plan, folder
-        self.console, self.tells_health = console, tells_health
+        self.console, self.tells_health, self.every = console, tells_health, every
         self.health = Health.none(session.health)  # of the current epoch
         self.worst: list[dict[str, Any]] | None = None
         self.steps, self.dropped = divmod(len(data.x_train), session.batch)
@@ -146,45 +160,67 @@ class _Run:
         for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
             session.check_labels(labels, len(session.check_images(images)))
 
+    def check_place(self, resume: bool) -> None:
+        """Make the folder of a new run, or see that there is a checkpoint to resume."""
+        file = self.folder / CHECKPOINT
+        if resume and not file.is_file():
+            raise WageubnError(f"{file}: no such checkpoint; leave out --resume to start a new run")
+        if not resume:
+            self.session.check_classes(self.data)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def begin(self, resume: bool) -> None:
         """Write the first checkpoint of a new run, or take state and position from that of a broken one."""
         file = self.folder / CHECKPOINT
         if resume:
-            if not file.is_file():
-                raise WageubnError(f"{file}: no such checkpoint; leave out --resume to start a new run")
             self._resume(file)
         elif file.exists():
-            raise WageubnError(f"{file}: already there; pass --resume to go on from it, or another --out")
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.checkpoint()
+            raise WageubnError(f"{file}: already there; pass --resume to go on from it, or another --out, with --state {file}")
+        if self.data.classes:
+            self.session.class_names = list(self.data.classes)
+        if not resume:
+            self.checkpoint(None)
 
     def _resume(self, file: Path) -> None:
-        _, metadata = load_tensors(file)
+        tensors, metadata = load_state(file)
         if "position" not in metadata:
-            raise WageubnError(f"{file}: a state without a position in a run; only a checkpoint can be resumed")
+            raise WageubnError(f"{file}: a state without a position in a run; start a new run from it: --state {file}")
+        check_classes(str(file), metadata.get("classes"), self.data)
         recorded = metadata["run"]
-        for name, value in self._identity.items():
+        for name, value in self.identity.items():
             if recorded.get(name) != value:
                 change = f"the run has {name} {recorded.get(name)}, not {value}"
-                raise WageubnError(f"{file}: {change}; resume with the same options and data, or use another --out")
+                other = f"to start a new run from its state, give --state {file} and another --out instead"
+                raise WageubnError(f"{file}: {change}; resume with the same options, data and step; {other}")
         self.position = Position(**metadata["position"])
+        if self.position.step > self.total:
+            raise WageubnError(f"{file}: {self.position.step} steps done of {self.total}; restore it from a copy")
         check_metrics(self.folder / METRICS, self.position.metrics_bytes)
-        self.session.load(file)
-        sums = metadata.get("health", {"saturated": []})  # none where DIR had no counters until now
-        if len(sums["saturated"]) == len(self.session.health) > 0:
+        self.session.take(str(file), tensors, metadata)
+        sums = metadata.get("health")  # none where DIR had no counters until now
+        if sums and all(len(column) == len(self.session.health) for name, column in sums.items() if name != "steps"):
             self.health = Health.from_json(self.session.health, sums)
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share with the broken one, JSON-able."""
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share with the broken one, JSON-able: the plan, and hashes of data and step."""
         plan = {**asdict(self.plan), "gradient_ranges": list(self.plan.gradient_ranges)}
-        return {**plan, "batch": self.session.batch, "data": fingerprint(self.data)}
+        folder = self.session.folder
+        step = folder.files[folder.model(self.session.step_section).name]
+        return {**plan, "batch": self.session.batch, "data": fingerprint(self.data), "step": step}
 
-    def checkpoint(self) -> None:
-        """Write state and position in one atomic file."""
+    def checkpoint(self, metrics: MetricsFile | None) -> None:
+        """Write state and position in one atomic file, when the metrics that it counts on are safe."""
+        if metrics:
+            metrics.sync()
         health = {"health": self.health.to_json()} if self.session.health else {}
-        self.session.save(self.folder / CHECKPOINT, {"run": self._identity, "position": asdict(self.position), **health})
+        self.session.save(self.folder / CHECKPOINT, {"run": self.identity, "position": asdict(self.position), **health})
+
+    def result(self) -> TrainResult:
+        """How the run ended."""
+        done, accuracy, classes = self.position.step, self.position.test_accuracy, self.data.classes
+        place, named = str(self.folder / CHECKPOINT), list(classes) if classes else None
+        return TrainResult(done == self.total, done // self.steps, done, self.dropped, accuracy, place, self.worst, named)
 
     @property
     def epoch(self) -> int:
@@ -215,6 +251,8 @@ class _Run:
         self.position = Position(done, loss_sum, correct, before.test_accuracy, metrics.size)
         if index + 1 == self.steps:
             self._end_epoch(metrics, line)
+        elif self.every and done % self.every == 0:
+            self.checkpoint(metrics)
         return result.loss
 
     def _end_epoch(self, metrics: MetricsFile, line: dict[str, Any]) -> None:
@@ -227,7 +265,7 @@ class _Run:
         if self.session.health:
             self._tell_health(metrics, line)
         self.position = Position(sums.step, test_accuracy=tested, metrics_bytes=metrics.size)
-        self.checkpoint()
+        self.checkpoint(metrics)
 
     def _tell_health(self, metrics: MetricsFile, line: dict[str, Any]) -> None:
         """Warn of lost errors; on request write the epoch's line and print the worst quantizers. Then start anew."""

@@ -6,6 +6,7 @@ Everything is integer arithmetic on uint8 with a fixed seed: equal data gives eq
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ TRANSFORMS: dict[str, Callable[[Images, int], Images]] = {f.__name__: f for f in
 def transformed(data: Dataset, name: str) -> Dataset:
     """Return ``data`` with `TRANSFORMS` [name] on all images; training and test images have noise of their own."""
     transform = TRANSFORMS[name]
-    return Dataset(transform(data.x_train, 0), data.y_train, transform(data.x_test, 1), data.y_test)
+    return replace(data, x_train=transform(data.x_train, 0), x_test=transform(data.x_test, 1))
 
 
 def training_part(data: Dataset, images: int | None) -> Dataset:
@@ -60,7 +61,7 @@ def training_part(data: Dataset, images: int | None) -> Dataset:
     if images is None:
         return data
     chosen = _drawn(data, images)
-    return Dataset(data.x_train[chosen], data.y_train[chosen], data.x_test, data.y_test)
+    return replace(data, x_train=data.x_train[chosen], y_train=data.y_train[chosen])
 
 
 def tuning_part(data: Dataset, images: int, held_out: int) -> Dataset:
@@ -70,7 +71,8 @@ def tuning_part(data: Dataset, images: int, held_out: int) -> Dataset:
     """
     chosen = _drawn(data, images + held_out)
     learned, tested = chosen[:images], chosen[images:]
-    return Dataset(data.x_train[learned], data.y_train[learned], data.x_train[tested], data.y_train[tested])
+    arrays = data.x_train[learned], data.y_train[learned], data.x_train[tested], data.y_train[tested]
+    return Dataset(*arrays, classes=data.classes)
 
 
 def _drawn(data: Dataset, count: int) -> NDArray[Any]:

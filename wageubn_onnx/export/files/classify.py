@@ -3,17 +3,22 @@
 DATA.npz: x_test, uint8 [n, C, H, W], and y_test. Needs numpy, and onnxruntime or openvino.
 """
 
+import hashlib
 import json
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-folder, data = sys.argv[1], np.load(sys.argv[2])
-with open(f"{folder}/manifest.json") as file:
-    names = json.load(file)["eval"]
-path, feeds = f"{folder}/{names['model']}", {names["images"]: data["x_test"]}
+folder, data = Path(sys.argv[1]), np.load(sys.argv[2])
+manifest = json.loads((folder / "manifest.json").read_text())
+for name, digest in manifest["files"].items():
+    if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        sys.exit(f"{name}: not the file that manifest.json was written with; export again")
+names = manifest["eval"]
+path, feeds = str(folder / names["model"]), {names["images"]: data["x_test"]}
 if "--openvino" in sys.argv:
     import openvino
 

@@ -1,5 +1,6 @@
 """Train in integers with iree.runtime and numpy alone: python train_iree.py EXPORTED_FOLDER DATA.npz"""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 
 folder, data = Path(sys.argv[1]), np.load(sys.argv[2])  # x_train uint8 [n, C, H, W], y_train
 manifest = json.loads((folder / "manifest.json").read_text())
+for name, digest in manifest["files"].items():
+    if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        sys.exit(f"{name}: not the file that manifest.json was written with; export again")
 step = manifest["step"]
 config = iree.runtime.Config("local-task")
 run = iree.runtime.load_vm_module(iree.runtime.VmModule.mmap(config.vm_instance, str(folder / step["model"])), config)["step"]
