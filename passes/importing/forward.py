@@ -36,12 +36,20 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
         raise UnsupportedOperator(
             f"node {unknown[0].name!r}: operator {unknown[0].op} has no rule here; supported: {', '.join(sorted(BUILDERS))}"
         )
-    model = _Forward(source, Path(path).absolute().stem).build()
+    model = build_forward(source, Path(path).absolute().stem)
     for key in read.found.get("frozen", []):
         if key in model.states:  # a bias before BN is none
             model.states[key].frozen = True
     model.notes |= {"files": read.found.get("files") or [str(path)], "said": read.found.get("notes", [])}
     return model
+
+
+def build_forward(source: gs.Graph, name: str) -> Model:
+    """The `forward` stage of a graph that is in its spelling: one image, one output, parameters that are constants.
+
+    Raises WageubnError for anything unsound or unsupported, naming node and operator.
+    """
+    return _Forward(source, name).build()
 
 
 MOVES = (*RESHAPES, "Transpose", "Concat", "Slice")  # seldom what is missing, where something else is
@@ -215,8 +223,9 @@ BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
 
 
 def layer_name(node: gs.Node) -> str:
-    """A node's layer."""
-    return layer_of(node.op, [i.name for i in node.inputs], node.name, node.outputs[0].name)
+    """A node's layer: the one that it carries, or else what its names say."""
+    known: str | None = getattr(node, "layer", None)
+    return known or layer_of(node.op, [i.name for i in node.inputs], node.name, node.outputs[0].name)
 
 
 def layer_of(op: str, inputs: Sequence[str], name: str, output: str) -> str:
