@@ -22,7 +22,7 @@ import onnx.numpy_helper
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, load_model, node_tag
 from wageubn_onnx.proofs.derivation import EVALUATION, TRAINING, Made, differences, remade
-from wageubn_onnx.proofs.form import faults, invalid, metadata
+from wageubn_onnx.proofs.form import dtype_name, faults, invalid, metadata
 from wageubn_onnx.proofs.origin import Origin
 from wageubn_onnx.proofs.ranges import Proof, prove
 from wageubn_onnx.proofs.targets import FORBIDDEN, PAIRED_LIMIT, SCALES
@@ -104,7 +104,7 @@ def audit_model(model: onnx.ModelProto, origin: Origin | None = None) -> Report:
     _check_inlined(model, report)
     _check_coverage(model, report)
     _check_operands(model, report)
-    if not any(f.kind in ("float", "dtype") for f in report.findings):
+    if not any(f.kind in ("float", "dtype", "shape") for f in report.findings):
         _check_ranges(model, report)
     return report
 
@@ -227,7 +227,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
 def _note_dtype(report: Report, dtype: int, where: str, is_interface: bool) -> None:
     if dtype in INTEGERS or (dtype == T.BOOL and not is_interface):
         return
-    name = T.DataType.Name(dtype) if dtype else "of unknown type"
+    name = dtype_name(dtype) if dtype else "of unknown type"
     report.findings.append(Finding("float" if dtype in FLOATS else "dtype", where, f"is {name}; only integers may be here"))
 
 
@@ -258,6 +258,22 @@ def _check_inlined(model: onnx.ModelProto, report: Report) -> None:
             report.findings.append(Finding("kernel", f"node {node.name or node.output[0]!r}", f"{node.op_type}: {reason}"))
     report.coverage["tensors"] = sum(len(n.output) for n in graph.node)
     report.coverage["nodes"] = len(graph.node)
+
+
+def _check_declared(model: onnx.ModelProto, fresh: onnx.ModelProto, report: Report) -> None:
+    """What the file says of its tensors, which other programs may believe, is what was inferred."""
+    found = {v.name: v.type.tensor_type for v in (*fresh.graph.value_info, *fresh.graph.output)}
+    for value in (*model.graph.value_info, *model.graph.output):
+        said, true = value.type.tensor_type, found.get(value.name)
+        if true is None:
+            report.findings.append(Finding("shape", f"tensor {value.name!r}", "is described, and no node makes it"))
+        elif said.elem_type != true.elem_type or (said.HasField("shape") and not _agree(said, true)):
+            report.findings.append(Finding("shape", f"tensor {value.name!r}", "is not of the dtype and shape that the file says"))
+
+
+def _agree(a: onnx.TypeProto.Tensor, b: onnx.TypeProto.Tensor) -> bool:
+    sizes = [[d.dim_value if d.HasField("dim_value") else None for d in t.shape.dim] for t in (a, b)]
+    return len(sizes[0]) == len(sizes[1]) and all(None in pair or pair[0] == pair[1] for pair in zip(*sizes, strict=True))
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -371,7 +387,9 @@ def _check_operands(model: onnx.ModelProto, report: Report) -> None:
 
 def _check_ranges(model: onnx.ModelProto, report: Report) -> None:
     """Nothing overflows, for any input and in any step (ranges.py)."""
-    report.proof = prove(inferred(model))
+    fresh = inferred(model)
+    _check_declared(model, fresh, report)
+    report.proof = prove(fresh)
     report.findings += [Finding("range", doubt.where, doubt.message) for doubt in report.proof.doubts]
     report.coverage["states"] = report.proof.states
 

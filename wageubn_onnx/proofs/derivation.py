@@ -27,8 +27,9 @@ Parameters = Mapping[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class Made:
-    """A stage made a second time: its file's contents, and the models behind it."""
+    """A stage made a second time of ``recipe``: its file's contents, and the models behind it."""
 
+    recipe: Recipe
     proto: onnx.ModelProto
     integer: Model
     quantized: Model
@@ -58,7 +59,7 @@ def remade(recipe: Recipe, stage: str, parameters: Parameters | None = None) -> 
         quantized = pipeline.QUANT_TRAINING(step, config)
         _file(quantized, config)
         integer = pipeline.INT_TRAINING(quantized, config)
-    return Made(_file(integer, config), integer, quantized)
+    return Made(recipe, _file(integer, config), integer, quantized)
 
 
 def _file(model: Model, config: Config) -> onnx.ModelProto:

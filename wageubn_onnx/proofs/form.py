@@ -23,6 +23,14 @@ Fault = tuple[str, str]  # where, what
 FUNCTIONS = {(f.domain, f.name, f.overload): f for f in (contract.function for contract in CONTRACTS.values())}
 
 
+T = onnx.TensorProto
+
+
+def dtype_name(dtype: int) -> str:
+    """Of an onnx.TensorProto.DataType; of what is none, a number."""
+    return str(T.DataType.Name(dtype)) if dtype in T.DataType.values() else f"dtype {dtype}"
+
+
 def _is_pair(value: Any, kind: type) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(v) is kind for v in value)
 
@@ -99,21 +107,22 @@ def _tensors(model: onnx.ModelProto) -> Iterator[Fault]:
             numpy_helper.to_array(tensor)
         except (ValueError, TypeError, KeyError, NotImplementedError):
             yield f"tensor {tensor.name!r}", "does not hold the elements that it claims"
-    for value in (*graph.input, *graph.output):
-        if value.type.WhichOneof("value") != "tensor_type":
-            yield f"input or output {value.name!r}", "is no tensor"
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.WhichOneof("value") != "tensor_type" or value.type.tensor_type.elem_type not in T.DataType.values():
+            yield f"tensor {value.name!r}", "is no tensor of a known dtype"
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[Fault]:
     """Every node: known, with its operands, which are made before it; every tensor made once."""
     graph = model.graph
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
-    made = {""}
+    inputs, made = {value.name for value in graph.input}, {""}
     for kind, names in (("input", graph.input), ("initializer", graph.initializer)):
-        for named in names:
-            if named.name in made:
-                yield f"{kind} {named.name!r}", "has no name" if not named.name else "has the name of another tensor"
-            made.add(named.name)
+        for name in (named.name for named in names):
+            if name in made:
+                is_default = kind == "initializer" and name in inputs
+                yield f"{kind} {name!r}", "is an input that a caller may override" if is_default else "has no name of its own"
+            made.add(name)
     for index, node in enumerate(graph.node):
         where = f"node {node.name or index!r}"
         if not node.output or not node.output[0]:
