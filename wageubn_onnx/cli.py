@@ -250,27 +250,23 @@ def convert(
 @click.argument("path", metavar="MODEL_OR_DIR", type=PATH)
 @click.option("--ranges", is_flag=True, help="Print what is proven of every tensor that could overflow, the tightest first.")
 @click.option("--all", "every", is_flag=True, help="With --ranges: of every tensor, in all rows.")
+@click.option("--no-session", is_flag=True, help="Of a folder: do not open what a session would run, which takes the longest.")
 @json_option
 @click.pass_context
-def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bool) -> None:
-    """Prove that a graph computes with integers only and never overflows; of a folder, its training step and inference model.
+def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, no_session: bool, as_json: bool) -> None:
+    """Prove that a graph is what the conversion makes of its network, computes with integers only and never overflows.
 
+    Of a folder, that is its training step and its inference model, which are also compared with manifest.json and forward.onnx.
     Exits with 1 where anything was found.
     """
     from wageubn_onnx.proofs.audit import audit as run
+    from wageubn_onnx.proofs.audit import audit_folder
     from wageubn_onnx.runtime.folder import ArtifactFolder
 
     if every and not ranges:
         raise click.UsageError("--all needs --ranges", ctx)
-    models = [path]
-    if path.is_dir():
-        folder = ArtifactFolder(path)
-        sections = ("step", "eval") if folder.manifest.get("step") else ("eval",)  # an export may be of inference alone
-        models = [folder.model(section) for section in sections]
-    reports = []
-    for model in models:
-        with _working(f"auditing {model}"), _reading(model):
-            reports.append((model, run(model)))
+    with _working(f"auditing {path}"), _reading(path):
+        reports = audit_folder(ArtifactFolder(path), not no_session) if path.is_dir() else [(path, run(path))]
     passed = all(report.ok for _, report in reports)
     if as_json:
         found = [
@@ -280,6 +276,7 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 "coverage": report.coverage,
                 "float_parameters": report.float_parameters,
                 "findings": [{"kind": f.kind, "where": f.where, "message": f.message} for f in report.findings],
+                "uncompared": report.uncompared,
             }
             | ({"proof": _proof_json(report.proof, every)} if ranges and report.proof else {})
             for model, report in reports
@@ -292,6 +289,8 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, as_json: bo
                 click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
             for name, value in report.coverage.items():
                 click.echo(f"  {name}: {value}")
+            for reason in report.uncompared:
+                click.echo(f"  not compared: {reason}")
             if report.float_parameters:
                 click.echo(f"  powers of two, scales of QLinear operators: {', '.join(report.float_parameters)}")
             if ranges:

@@ -377,6 +377,8 @@ def _exported(model: Model) -> onnx.ModelProto:
         stored = {t.name for t in proto.graph.initializer}
         kept = {name: quantizers for name, quantizers in model.notes["constants"].items() if name in stored}
         proto.metadata_props.add(key=PREFIX + "constants", value=json.dumps(kept, sort_keys=True))
+    if "recipe" in model.notes:
+        proto.metadata_props.add(key=PREFIX + "recipe", value=model.notes["recipe"])
     if model.stage in INTEGER_STAGES:  # what the overflow proof starts from
         ranges = {v.name: _range(model.states[v.name]) for v in proto.graph.input if v.name in model.states}
         proto.metadata_props.add(key=PREFIX + "ranges", value=json.dumps(ranges, sort_keys=True))

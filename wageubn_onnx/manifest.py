@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from wageubn_onnx import __version__
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
 from wageubn_onnx.graph import DOMAIN, Model, State
-from wageubn_onnx.profiles import Format
+from wageubn_onnx.profiles import table
 from wageubn_onnx.runtime.files import sha256
 
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
@@ -37,16 +36,11 @@ def describe(
         "notes": source.notes["said"],
         "folded": source.notes["folded"],
         "profile": config.profile.name,
-        "formats": _table(config.profile.formats),
-        "exceptions": [{"layers": layers, "formats": _table(formats)} for layers, formats in config.profile.exceptions],
+        "formats": table(config.profile.formats),
+        "exceptions": [{"layers": layers, "formats": table(formats)} for layers, formats in config.profile.exceptions],
         "tools": {"wageubn-onnx": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
-        "optimizer": {
-            "momentum": config.profile.momentum,
-            "fp_momentum": config.momentum,
-            "weight_decay": _rounded(config.weight_decay, config.profile.constant_bits),
-            "fp_weight_decay": config.weight_decay,
-        },
+        "optimizer": optimizer(config),
         "step": None,
         "eval": None,
         "fp_step": {"model": "fp_training.onnx", **{n: n for n in ("images", "labels", "lr", "loss", "correct")}},
@@ -60,17 +54,28 @@ def describe(
         "exponents": {} if rate.is_float else {"lr": rate.exponent},
         "quantizers": [_float_quantizer(quantized, node) for node in quantized.graph.nodes if _is_quantizer(node)],
         "tensors": {},
-    } | (_integers(quantized, step, rate.exponent) if step else {})
+    } | (integers(quantized, step, config) if step else {})
 
 
-def _integers(quantized: Model, step: Model, rate: int) -> dict[str, Any]:
-    """What the manifest says of the integer step and of inference with it."""
+def optimizer(config: Config) -> dict[str, float]:
+    """Momentum and weight decay of the steps, as their graphs hold them."""
+    return {
+        "momentum": config.profile.momentum,
+        "fp_momentum": config.momentum,
+        "weight_decay": _rounded(config.weight_decay, config.profile.constant_bits),
+        "fp_weight_decay": config.weight_decay,
+    }
+
+
+def integers(quantized: Model, step: Model, config: Config) -> dict[str, Any]:
+    """What the manifest says of the integer ``step`` and of inference with it."""
     lowered: dict[str, Value] = step.notes["lowered"]
     return {
         "step": {"model": "int_training.onnx", **{n: n for n in (*STEP_INPUTS, "loss", "correct")}} | _health(step),
         "eval": {"model": "int_eval.onnx", "images": "images", "logits": "logits"},
         "state": [_names(key) for key in step.carried],
-        "exponents": {"lr": rate, **step.notes["exponents"]},
+        "exponents": {"lr": config.profile.format("lr").exponent, **step.notes["exponents"]},
+        "frozen": {key: _parameter(state) for key, state in quantized.states.items() if state.frozen},
         "quantizers": [entry for node in quantized.graph.nodes if (entry := _quantizer(quantized, node, lowered))],
         "tensors": {key: _state_format(state) for key, state in step.carried.items()} | _activations(quantized, lowered),
     }
@@ -82,10 +87,6 @@ def sha256_of_all(files: list[Path]) -> str:
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()).hexdigest()
-
-
-def _table(formats: dict[str, Format]) -> dict[str, dict[str, Any]]:
-    return {path: asdict(form) for path, form in formats.items()}
 
 
 def _health(step: Model) -> dict[str, Any]:

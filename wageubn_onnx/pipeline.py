@@ -41,6 +41,7 @@ from wageubn_onnx.passes.quantize import loss as quantize_loss
 from wageubn_onnx.passes.training import backward, loss, sgd, unroll
 from wageubn_onnx.proofs.ranges import require
 from wageubn_onnx.ranges import greatest_errors
+from wageubn_onnx.recipe import Recipe
 from wageubn_onnx.stages import check_stage
 
 
@@ -128,25 +129,28 @@ def _converted(model: Path, config: Config) -> Artifacts:
     if config.health and not config.profile.has_integers:
         raise WageubnError(f"profile {config.profile.name} has no integer step, whose health could be counted; leave out health")
     source = FORWARD(model, config)
-    config = replace(config, profile=config.profile.on(*_places(source)))
+    config = replace(config, profile=config.profile.on(*places(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
+    recipe = Recipe.of(source, files["forward"], config).to_json() if config.profile.has_integers else ""
 
     step = FP_TRAINING(source, config)
     fp_state = {key: state.value for key, state in step.carried.items()}
-    files["fp_training"] = _written(step, _step_outputs(step, config))
+    files["fp_training"] = _written(step, step_outputs(step, config))
 
     if config.profile.is_delayed:
         step.notes["errors"] = _first_errors(source, config)
     quantized = QUANT_TRAINING(step, config)
-    files["quant_training"] = _written(quantized, _step_outputs(quantized, config))
+    files["quant_training"] = _written(quantized, step_outputs(quantized, config))
     integer = INT_TRAINING(quantized, config) if config.profile.has_integers else None
     if integer:
-        files["int_training"] = _written(integer, _step_outputs(integer, config))
+        integer.notes["recipe"] = recipe
+        files["int_training"] = _written(integer, step_outputs(integer, config))
 
     evaluation = QUANT_EVAL(source, config)
     files["quant_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
     if integer:
         evaluation = INT_EVAL(evaluation, config)
+        evaluation.notes["recipe"] = recipe
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
     manifest = describe(model, source, config, fp_state, quantized, integer)
@@ -163,7 +167,7 @@ def _first_errors(source: Model, config: Config) -> dict[str, float]:
     return {name: greatest * few.batch / config.batch for name, greatest in found.items()}
 
 
-def _places(source: Model) -> tuple[str, str, list[str]]:
+def places(source: Model) -> tuple[str, str, list[str]]:
     """The first and the last layer with weights, and those that pool: a profile may name them so."""
 
     def layers(*ops: str) -> list[str]:
@@ -181,7 +185,7 @@ def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:
     return proto
 
 
-def _step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
+def step_outputs(model: Model, config: Config) -> dict[str, Tensor]:
     """Every state's next value, loss and correct; on request the health counters of the integer step, and the parameters'
     gradients, before weight decay and quantizers."""
     outputs = next_states(model) | {n: model.named[n] for n in ("loss", "correct", "health") if n in model.named}

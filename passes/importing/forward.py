@@ -36,7 +36,7 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     refuse_unknown(source, BUILDERS)
     has_features = settle_output(source, config)
     _without_zero_biases(source)
-    model = _Forward(source, Path(path).absolute().stem).build()
+    model = build_forward(source, Path(path).absolute().stem)
     model.notes["features"] = has_features
     for key in read.found.get("frozen", []):
         if key in model.states:  # a bias before BN is none
@@ -55,6 +55,14 @@ def _without_zero_biases(source: gs.Graph) -> None:
     if any(user.op == "BatchNormalization" for node in zero for user in node.outputs[0].outputs):
         for node in zero:
             node.inputs = node.inputs[:2]
+
+
+def build_forward(source: gs.Graph, name: str) -> Model:
+    """The `forward` stage of a graph that is in its spelling: one image, one output, parameters that are constants.
+
+    Raises WageubnError for anything unsound or unsupported, naming node and operator.
+    """
+    return _Forward(source, name).build()
 
 
 class _Forward:
@@ -215,8 +223,9 @@ BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
 
 
 def layer_name(node: gs.Node) -> str:
-    """A node's layer."""
-    return layer_of(node.op, [i.name for i in node.inputs], node.name, node.outputs[0].name)
+    """A node's layer: the one that it carries, or else what its names say."""
+    known: str | None = getattr(node, "layer", None)
+    return known or layer_of(node.op, [i.name for i in node.inputs], node.name, node.outputs[0].name)
 
 
 def layer_of(op: str, inputs: Sequence[str], name: str, output: str) -> str:

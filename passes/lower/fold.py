@@ -16,7 +16,8 @@ from wageubn_onnx.passbase import Pass
 def fold_frozen(g: Model, config: Config) -> None:
     """Turn the outputs of such nodes into constants of their values, and remove the nodes.
 
-    ``notes['constants']`` keeps what the audit asks for: the (layer, role) of all quantizers behind each constant, by its name.
+    What the audit asks for: ``notes['constants']`` keeps the (layer, role) of all quantizers behind each constant, by its name,
+    ``notes['frozen']`` the names of all that depends on frozen parameters.
     """
     made: dict[str, set[tuple[str, str]]] = {state.key: set() for state in g.states.values() if state.frozen}
     folded: list[gs.Node] = []
@@ -28,6 +29,7 @@ def fold_frozen(g: Model, config: Config) -> None:
                 quantizers.add((g.tag(node.outputs[0]).layer, node.attrs["role"]))
             made |= {output.name: quantizers for output in node.outputs}
             folded.append(node)
+    g.notes["frozen"] = frozenset(made)
     if not folded:
         return
     outputs = {output.name: output for node in folded for output in node.outputs}

@@ -28,9 +28,9 @@ def rescale(g: Model, config: Config) -> None:
         weight = g.states[source(slot).inputs[0].name]
         statistics = _batch_norm_after(g, slot)
         if statistics is None:
-            weight.info["scale_log2"] = int(_power(_greatest(weight.value, None)))
+            weight.info["scale_log2"] = int(power(greatest(weight.value, None)))
             continue
-        k = _power(_greatest(weight.value.reshape(len(weight.value), -1), 1)).astype(int)
+        k = power(greatest(weight.value.reshape(len(weight.value), -1), 1)).astype(int)
         mean, variance, epsilon = statistics
         scale = np.exp2(k.astype(np.float32)).reshape(-1, *[1] * (weight.value.ndim - 1))
         weight.assign(weight.value * scale)  # exact, as the others
@@ -41,12 +41,12 @@ def rescale(g: Model, config: Config) -> None:
             state.info["scale_log2"] = log2.tolist()
 
 
-def _greatest(values: Any, axis: int | None) -> Any:
+def greatest(values: Any, axis: int | None) -> Any:
     """max|values|, without a copy of them."""
     return np.maximum(values.max(axis=axis), -values.min(axis=axis))
 
 
-def _power(greatest: Any) -> Any:
+def power(greatest: Any) -> Any:
     """k with greatest * 2^k in [1/2, 1)."""
     _, exponent = np.frexp(greatest)
     return np.where(np.asarray(greatest) > 0, np.clip(-exponent, LEAST, GREATEST), 0)

@@ -239,9 +239,12 @@ def test_audit_exits_with_one_where_something_is_found(pretend: Callable[..., No
     def audit(path: Path) -> Any:
         bad = path.name == "int_eval.onnx"
         findings = [SimpleNamespace(kind="dtype", where="node a", message="float32 on a data path")] if bad else []
-        return SimpleNamespace(ok=not bad, findings=findings, coverage={"nodes": 7}, float_parameters=[])
+        return SimpleNamespace(ok=not bad, findings=findings, coverage={"nodes": 7}, float_parameters=[], uncompared=[])
 
-    pretend("wageubn_onnx.proofs.audit", audit=audit)
+    def audit_folder(folder: Any, with_session: bool) -> Any:
+        return [(path, audit(path)) for path in map(folder.model, ("step", "eval"))]
+
+    pretend("wageubn_onnx.proofs.audit", audit=audit, audit_folder=audit_folder)
     passed = run("audit", folder / "int_training.onnx")
     assert passed.exit_code == 0
     assert "integers only" in passed.stdout

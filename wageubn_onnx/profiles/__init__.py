@@ -11,7 +11,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -207,8 +207,7 @@ def _load(file: pathlib.Path) -> Profile:
     layers = text.get("layers", {})
     _require(isinstance(layers, dict), name, "layers must be a table of layer names or patterns")
     formats = {path: _format(name, path, values) for path, values in _flat(text).items()}
-    missing = [path for path in PATHS if path not in formats]
-    _require(not missing, name, f"lacks the data path {missing[0] if missing else ''}; start from another with extends")
+    _complete(name, formats)
     exceptions = []
     for pattern, tables in layers.items():
         _require(isinstance(tables, dict), name, f"layers.{pattern} must be a table of data paths")
@@ -229,6 +228,36 @@ def _load(file: pathlib.Path) -> Profile:
     profile = Profile(name=name, formats=formats, exceptions=tuple(exceptions), **({"summary": ""} | numbers))
     _check(profile)
     return profile
+
+
+def table(formats: dict[str, Format]) -> dict[str, dict[str, Any]]:
+    """Formats by data path as plain values, for JSON."""
+    return {path: asdict(form) for path, form in formats.items()}
+
+
+def restored(
+    name: str, formats: dict[str, Any], exceptions: Sequence[tuple[str, dict[str, Any]]], momentum: float, constant_bits: int
+) -> Profile:
+    """The profile that `table` wrote the formats of. Raises WageubnError as for a file that contradicts itself."""
+
+    def read(where: str, tables: dict[str, Any]) -> dict[str, Format]:
+        found = {}
+        for path, values in tables.items():
+            _require(isinstance(values, dict), where, f"{path} must be a table")
+            found[path] = _format(where, path, {key: value for key, value in values.items() if value is not None})
+        return found
+
+    kept = read(name, formats)
+    _complete(name, kept)
+    layers = tuple((pattern, read(f"{name}, layer {pattern}", tables)) for pattern, tables in exceptions)
+    profile = Profile(name, "", kept, layers, momentum, constant_bits)
+    _check(profile)
+    return profile
+
+
+def _complete(name: str, formats: dict[str, Format]) -> None:
+    missing = [path for path in PATHS if path not in formats]
+    _require(not missing, name, f"lacks the data path {missing[0] if missing else ''}; start from another with extends")
 
 
 def _read(file: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:

@@ -6,19 +6,19 @@ every other input anywhere in its dtype, and every ``key.next`` must then lie in
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 from onnx import numpy_helper
 
-from wageubn_onnx.errors import ProofFailed
+from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.manifest import STEP_INPUTS
 from wageubn_onnx.proofs.bodies import Analysis, Calls
+from wageubn_onnx.proofs.form import metadata
 from wageubn_onnx.proofs.intervals import CAN_GROW, LIMITS, Bound, Unproven, hull, of_array, whole
 from wageubn_onnx.proofs.targets import EXACT_SUMS
 from wageubn_onnx.proofs.walk import Op, Shape, Walk
@@ -102,31 +102,30 @@ def require(model: onnx.ModelProto, stage: str) -> None:
 
 
 def prove(model: onnx.ModelProto) -> Proof:
-    """Bound every tensor of an integer stage. Shapes are taken as the file declares them; `check_stage` has onnx infer them."""
+    """Bound every tensor of an integer stage. Shapes are taken as ``model`` has them: the audit has onnx infer them afresh."""
     calls: dict[str, Analysis] = {}
     bounds, states, doubts = _inputs(model)
     walk = _walked(model, bounds, calls)
     for index, reason in walk.failures.items():
         op = walk.ops[index]
         doubts.append(Doubt(f"node {op.name!r}", f"{op.op} {reason}"))
-    return Proof([*doubts, *_left(model, walk)], states, walk, calls)
+    return Proof([*doubts, *_left(model, walk, states)], len(states), walk, calls)
 
 
 def declared(model: onnx.ModelProto) -> dict[str, tuple[int, int]] | None:
     """The range of every state, as the file declares it; None where it does not, or not so that it can be read."""
-    for prop in model.metadata_props:
-        if prop.key == RANGES:
-            try:
-                return {key: (int(lo), int(hi)) for key, (lo, hi) in json.loads(prop.value).items()}
-            except (ValueError, TypeError, AttributeError):
-                return None
-    return None
+    try:
+        found = metadata(model, "ranges")
+    except WageubnError:
+        return None
+    return None if found is None else {key: (lo, hi) for key, (lo, hi) in found.items()}
 
 
 def _walked(model: onnx.ModelProto, bounds: dict[str, Bound], calls: dict[str, Analysis]) -> Walk:
     """The walk over the graph itself, from the ``bounds`` of its inputs; fills ``calls``."""
     graph, functions = model.graph, Calls(model)
-    shapes = {v.name: _dimensions(v) for v in (*graph.input, *graph.output, *graph.value_info)}
+    typed = (*graph.input, *graph.output, *graph.value_info)
+    shapes = {v.name: _dimensions(v) for v in typed if v.type.tensor_type.HasField("shape")}
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type in LIMITS and t.name not in bounds}
     shapes |= {name: value.shape for name, value in constants.items()}
 
@@ -150,10 +149,10 @@ def _dimensions(value: onnx.ValueInfoProto) -> Shape:
     return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in value.type.tensor_type.shape.dim)
 
 
-def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], int, list[Doubt]]:
-    """The bounds of the inputs, and how many are states: all but the step's own, which take any value of their dtype."""
+def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], list[str], list[Doubt]]:
+    """The bounds of the inputs, and the states: all but the step's own inputs, which take any value of their dtype."""
     ranges = declared(model)
-    bounds, states, doubts = dict[str, Bound](), 0, list[Doubt]()
+    bounds, states, doubts = dict[str, Bound](), list[str](), list[Doubt]()
     if ranges is None:
         doubts.append(Doubt("the model", f"does not declare the ranges of its states (metadata {RANGES})"))
     for value in model.graph.input:
@@ -164,7 +163,7 @@ def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], int, list[Doubt]]
         bounds[name] = whole(dtype)
         if ranges is None or name in STEP_INPUTS:
             continue
-        states += 1
+        states.append(name)
         if name not in ranges:
             doubts.append(Doubt(f"state {name!r}", f"has no range in metadata {RANGES}"))
             continue
@@ -175,17 +174,25 @@ def _inputs(model: onnx.ModelProto) -> tuple[dict[str, Bound], int, list[Doubt]]
             doubts.append(Doubt(f"state {name!r}", text))
         else:
             bounds[name] = inside
+    for name in sorted((ranges or {}).keys() - states):
+        doubts.append(Doubt(f"state {name!r}", f"has a range in metadata {RANGES}, and is no input"))
     return bounds, states, doubts
 
 
-def _left(model: onnx.ModelProto, walk: Walk) -> Iterator[Doubt]:
-    """The step of the induction: the states that may leave their range."""
-    inputs = {v.name for v in model.graph.input}
-    for output in model.graph.output:
-        key = output.name.removesuffix(NEXT)
-        if key == output.name or key not in inputs or output.name not in walk.bounds:
+def _left(model: onnx.ModelProto, walk: Walk, states: Collection[str]) -> Iterator[Doubt]:
+    """The step of the induction: the states that may leave their range, and those that the step does not give back.
+
+    A model that gives back none only reads them: inference.
+    """
+    outputs = {o.name for o in model.graph.output}
+    given = {name for name in outputs if name.endswith(NEXT)}
+    for name in sorted(given - {key + NEXT for key in states}):
+        yield Doubt(f"output {name!r}", "is the next value of nothing that is a state")
+    for key in states if given else ():
+        if key + NEXT not in outputs:
+            yield Doubt(f"state {key!r}", f"has no next value {key + NEXT!r}")
             continue
-        before, after = walk.bounds[key], walk.bounds[output.name]
+        before, after = walk.bounds[key], walk.bounds[key + NEXT]
         if after.lo < before.lo or after.hi > before.hi:
             yield Doubt(f"state {key!r}", f"may become {after.lo}..{after.hi}, outside its range {before.lo}..{before.hi}")
 

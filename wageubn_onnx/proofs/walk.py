@@ -133,7 +133,10 @@ class Walk:
         reason = FORBIDDEN.get((op.op, operands[0].dtype))
         if reason:
             raise Unproven(reason)
-        bound = transfer(self, op, operands)
+        try:
+            bound = transfer(self, op, operands)
+        except (LookupError, TypeError, ValueError) as error:  # another number of operands, another rank or attribute
+            raise Unproven(f"has a form that its transfer function does not know ({error})") from None
         if self.lines:
             bound = self._on_lines(op, bound)
         least, greatest = LIMITS[bound.dtype]
