@@ -23,6 +23,7 @@ from wageubn_onnx.runtime.interrupt import interruptible
 from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
 from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
 from wageubn_onnx.runtime.session import GRADIENT_RANGES, Session
+from wageubn_onnx.terminal import Terminal
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -107,7 +108,7 @@ def train(
     error that was all zero, such a step always warns.
     Raises WageubnError, before anything is written, for a plan, data or folder that do not fit.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     if health and not session.health:
         raise WageubnError(f"{session.folder.path}: its step has no health counters; convert the model with `convert --health`")
     run = _Run(session, data, plan, Path(out), console, health)
