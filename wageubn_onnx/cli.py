@@ -1,10 +1,13 @@
-"""The command line, `wageubn-onnx`: exit 0 for success, 1 where the answer is no, 2 for bad input in one line."""
+"""The command line, `wageubn-onnx`.
+
+Exit codes: 0 success, 1 the answer is no, 2 bad input, 3 a fault of this program, 130 interrupted. 2 and 3 print one line.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from wageubn_onnx.config import BN, LAYOUTS, PRESETS, Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import NAMES, load_profile
+from wageubn_onnx.terminal import Terminal, print_table, printable, say, shortened
 
 if TYPE_CHECKING:
     from wageubn_onnx.export.verify import Row
@@ -28,21 +30,31 @@ if TYPE_CHECKING:
     from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
 
+BAD_INPUT, FAULT = 2, 3
 INTERRUPTED = 130  # what shells report of Ctrl-C
 PATH = click.Path(path_type=Path)
 
 
 class OneLineErrors(click.Group):
-    """A group that reports bad input as one line `error: ...` on stderr with exit 2, and never as a traceback."""
+    """A group that reports whatever goes wrong as one line `error: ...` on stderr, and never as a traceback.
+
+    Bad input exits with 2. An exception that nobody foresaw is a fault of this program, which the line says, and exits with 3;
+    ``debug`` shows its traceback, too.
+    """
+
+    debug = False
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run as click does, but with this program's errors and exit codes."""
         kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack a name's letters
         try:
             code = super().main(*args, **kwargs)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
-            sys.exit(2)
+            sys.exit(BAD_INPUT)
         except click.ClickException as error:
             hint = f"; see {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
             _fail(error.format_message().rstrip(".") + hint)
@@ -50,14 +62,30 @@ class OneLineErrors(click.Group):
             _fail(str(error))
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except MemoryError:
+            _fail("out of memory; give a smaller model, batch, image size or data set, or a machine with more")
         except click.Abort:
             sys.exit(INTERRUPTED)
+        except Exception as error:  # noqa: BLE001 (the one place where what nobody foresaw ends)
+            self._report(error)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def _report(self, error: Exception) -> None:
+        """Tell a fault of ours from bad input, and how to report it."""
+        if self.debug:
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                click.echo(printable(line), err=True)
+        advice = "" if self.debug else "; `wageubn-onnx --debug ...` with the same command shows where"
+        what = shortened(f"{type(error).__name__}: {error}")[:LONGEST_FAULT]
+        _fail(f"a fault of wageubn-onnx itself ({what}); please report it with the command and its input{advice}", FAULT)
 
-def _fail(message: str) -> None:
-    click.echo("error: " + " ".join(message.split()), err=True)
-    sys.exit(2)
+
+LONGEST_FAULT = 300  # characters of an exception's text
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> None:
+    say("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[Any], tuple[float, ...]]:
@@ -78,7 +106,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[Any], tuple[float, ...]
 @contextmanager
 def _working(what: str) -> Iterator[None]:
     """Show a spinner on a terminal's stderr while the block runs."""
-    with Console(stderr=True).status(what):
+    with Terminal(stderr=True).status(Text(shortened(what))):
         yield
 
 
@@ -97,21 +125,6 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-UNFOLDED = 10_000  # characters: wider than any table
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))  # a shape in brackets is no markup
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no edge to fold at
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=UNFOLDED)).maximum)
-    console.print(table)
-
-
 def _example(text: str) -> str:
     return f"Example: {text}"
 
@@ -123,7 +136,7 @@ def _list_targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     from wageubn_onnx.export.table import TARGETS
 
     rows = [[target.name, target.summary, target.missing() or "ready"] for target in TARGETS]
-    _print_table("Export targets", ["target", "what it writes", "state"], rows)
+    print_table("Export targets", ["target", "what it writes", "state"], rows)
     ctx.exit()
 
 
@@ -146,7 +159,20 @@ data_option = click.option(
 )
 
 
+def _set_debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if isinstance(ctx.command, OneLineErrors):
+        ctx.command.debug = wanted
+
+
 @click.group(cls=OneLineErrors)
+@click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of a fault of this program.",
+)
 def cli() -> None:
     """Turn a trained FP32 ResNet .onnx into integer-only training graphs, and train with them."""
 
@@ -241,9 +267,9 @@ def convert(
         _print_json({"out": str(out), "stages": stages, "notes": artifacts.notes})
     else:
         for note in artifacts.notes:
-            click.echo("note: " + " ".join(note.split()), err=True)
+            say("note: " + " ".join(note.split()), err=True)
         rows = [[stage, str(nodes), str(quantizers), f"{size:,}"] for stage, nodes, quantizers, size in summary]
-        _print_table(f"{model} -> {out}", ["stage", "nodes", "quantizers", "bytes"], rows)
+        print_table(f"{model} -> {out}", ["stage", "nodes", "quantizers", "bytes"], rows)
 
 
 @cli.command(epilog=_example("wageubn-onnx audit r20"))
@@ -284,15 +310,15 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, no_session:
         _print_json({"ok": passed, "models": found})
     else:
         for model, report in reports:
-            click.echo(f"{model}: {'integers only' if report.ok else f'{len(report.findings)} findings'}")
+            say(f"{model}: {'integers only' if report.ok else f'{len(report.findings)} findings'}")
             for finding in report.findings:
-                click.echo(f"  {finding.kind}: {finding.where}: {finding.message}")
+                say(f"  {finding.kind}: {finding.where}: {finding.message}")
             for name, value in report.coverage.items():
-                click.echo(f"  {name}: {value}")
+                say(f"  {name}: {value}")
             for reason in report.uncompared:
-                click.echo(f"  not compared: {reason}")
+                say(f"  not compared: {reason}")
             if report.float_parameters:
-                click.echo(f"  powers of two, scales of QLinear operators: {', '.join(report.float_parameters)}")
+                say(f"  powers of two, scales of QLinear operators: {', '.join(report.float_parameters)}")
             if ranges:
                 _print_ranges(report.proof, every)
     ctx.exit(0 if passed else 1)
@@ -308,13 +334,13 @@ def _proof_json(proof: Proof, every: bool) -> dict[str, Any]:
 
 def _print_ranges(proof: Proof | None, every: bool) -> None:
     if proof is None:
-        click.echo("no ranges: only integers have one")
+        say("no ranges: only integers have one")
         return
     found = proof.ranges if every else proof.growing[:TIGHTEST]
     rows = [[r.node, r.op, r.dtype, str(r.least), str(r.greatest), str(r.bits), f"{r.headroom:.1f}"] for r in found]
     title = "every tensor" if every else f"the {len(rows)} tightest of {len(proof.growing)} tensors that could overflow"
-    _print_table(title, ["node or function.tensor", "op", "dtype", "least", "greatest", "bits", "headroom"], rows)
-    click.echo(proof.verdict)
+    print_table(title, ["node or function.tensor", "op", "dtype", "least", "greatest", "bits", "headroom"], rows)
+    say(proof.verdict)
 
 
 def _open_session(folder: Path, in_float: bool, threads: int | None) -> Session:
@@ -413,9 +439,9 @@ def train(
         _print_json(asdict(result))
     else:
         accuracy = "not tested yet" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.2%}"
-        click.echo(f"{result.steps} steps, {result.epochs} epochs, {accuracy}; state in {result.checkpoint}")
+        say(f"{result.steps} steps, {result.epochs} epochs, {accuracy}; state in {result.checkpoint}")
     if not result.finished:
-        click.echo(f"interrupted; the same command with --resume{' in place of --state' if state else ''} goes on", err=True)
+        say(f"interrupted; the same command with --resume{' in place of --state' if state else ''} goes on", err=True)
         ctx.exit(INTERRUPTED)
 
 
@@ -442,8 +468,8 @@ def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | N
         _print_json(answer | ({"classes": data.classes} if data.classes else {}))
     else:
         if data.classes:
-            click.echo(described(data.classes))
-        click.echo(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
+            say(described(data.classes))
+        say(f"accuracy {result.accuracy:.2%} ({result.correct} of {len(data.x_test)})")
 
 
 @cli.command(epilog=_example("wageubn-onnx diff r20/fp_training.onnx r20/int_training.onnx --only layer3 --path E2"))
@@ -517,7 +543,7 @@ def inspect(path: Path, layers: bool, as_json: bool) -> None:
         _print_json(shown if path.is_dir() else shown[0])
         return
     for table in stages(str(path), found) if path.is_dir() else tables(found[0], layers):
-        _print_table(*table)
+        print_table(*table)
 
 
 @cli.command(epilog=_example("wageubn-onnx passes"))
@@ -540,7 +566,7 @@ def passes(as_json: bool) -> None:
         return
     for stage in STAGES:
         rows = [[step.name, step.summary, step.file] for step in stage.passes]
-        _print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "file"], rows)
+        print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "file"], rows)
 
 
 @cli.command(epilog=_example("wageubn-onnx export r20 --target onnxruntime -o r20-ort"))
@@ -564,7 +590,7 @@ def export(folder: Path, target: str, out: Path, state: Path | None, **options: 
 
     with _working(f"exporting {folder} for {target}"):
         run(folder, target, out, state, **{name: value for name, value in options.items() if value})
-    click.echo(f"{out}: written; its README.md says how to use it")
+    say(f"{out}: written; its README.md says how to use it")
 
 
 @cli.command(epilog=_example("wageubn-onnx verify r20 --steps 10 --targets onnxruntime,interpreter"))
@@ -607,12 +633,12 @@ def _print_verified(rows: Sequence[Row]) -> None:
         ]
         for row in rows
     ]
-    _print_table("Against int_training.onnx in onnxruntime", ["target", "run by", "steps", "tensors compared", "result"], cells)
+    print_table("Against int_training.onnx in onnxruntime", ["target", "run by", "steps", "tensors compared", "result"], cells)
     for row in rows:
         if row.difference:
             d = row.difference
             where = f"step {d.step}, {d.tensor}{d.index}: {d.found}, not {d.expected}"
-            click.echo(f"{row.target}, {row.runner}: {where}" + (f"; the first node that differs: {d.node}" if d.node else ""))
+            say(f"{row.target}, {row.runner}: {where}" + (f"; the first node that differs: {d.node}" if d.node else ""))
 
 
 @cli.group()
@@ -657,7 +683,7 @@ def bench_ops(folder: Path, threads: int, steps: int, as_json: bool) -> None:
         _print_json([asdict(share) for share in shares])
         return
     rows = [[share.operator, f"{share.share:.1%}", str(share.calls)] for share in shares]
-    _print_table("time of the integer step", ["operator", "share", "calls a step"], rows)
+    print_table("time of the integer step", ["operator", "share", "calls a step"], rows)
 
 
 @bench.command("kernels", epilog=_example("wageubn-onnx bench kernels"))
@@ -672,12 +698,12 @@ def bench_kernels(as_json: bool) -> None:
         _print_json(asdict(table))
         return
     said = {True: "exact", False: "not exact, so it is not used"}
-    click.echo(f"{table.machine}: int8 by uint8 is {said[table.int8_is_exact]}, the fused kernel {said[table.fused_is_exact]}")
+    say(f"{table.machine}: int8 by uint8 is {said[table.int8_is_exact]}, the fused kernel {said[table.fused_is_exact]}")
     rows = [[*map(str, measured.shape), f"{measured.speedup:.2f}", f"{measured.fused:.2f}"] for measured in table.measured]
-    _print_table(
+    print_table(
         "convolutions", ["images", "channels", "size", "to channels", "kernel", "uint8 / int8 time", "int8 / fused time"], rows
     )
-    click.echo(f"kept in {cache_file()}")
+    say(f"kept in {cache_file()}")
 
 
 @bench.command("convert", epilog=_example("wageubn-onnx bench convert resnet50.onnx --rounds 5"))
@@ -772,13 +798,13 @@ def bench_accuracy(
         if data_path is None:
             raise click.UsageError(f"experiment {name} needs --data DATA", click.get_current_context())
         place = Place(data_path, model, results, scratch)
-        run_experiment(chosen[0], place, choose_arms(chosen[0], only), [phase] if phase else PHASES, jobs, Console(stderr=True))
+        run_experiment(chosen[0], place, choose_arms(chosen[0], only), [phase] if phase else PHASES, jobs, Terminal(stderr=True))
     elif not report:
         raise click.UsageError(f"give an EXPERIMENT ({', '.join(EXPERIMENTS)}), --list or --report", click.get_current_context())
     if report:
         page = results.with_suffix(".md")
         write_report(page, results)
-        click.echo(f"{page} and its plots are up to date")
+        say(f"{page} and its plots are up to date")
 
 
 def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | None) -> None:
@@ -793,7 +819,7 @@ def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | Non
             tuned, trained = (sum(r.key in done for r in runs) for runs in (tuning, final_runs(experiment, arm, records)))
             rate = f"{best.rate:.4g}, {best.schedule}" if best else ""
             rows.append([experiment.name, arm.name, f"{tuned} of {len(tuning)}", rate, f"{trained} of {len(experiment.seeds)}"])
-    _print_table(str(results), ["experiment", "arm", "tuning", "rate", "seeds"], rows)
+    print_table(str(results), ["experiment", "arm", "tuning", "rate", "seeds"], rows)
 
 
 plot_option = click.option("--plot", type=PATH, metavar="FILE", help="Draw it too, to a name in .svg or .png.")
@@ -822,7 +848,7 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
         _print_json([asdict(entry) for entry in found])
     else:
         rows = [[entry.key, entry.kind, _number(entry.cosine, ".4f"), _number(entry.ratio, ".3f")] for entry in found]
-        _print_table(f"integer against FP32 gradients, {batches} batches", ["parameter", "kind", "cosine", "norm ratio"], rows)
+        print_table(f"integer against FP32 gradients, {batches} batches", ["parameter", "kind", "cosine", "norm ratio"], rows)
 
 
 @bench.command("forward", epilog=_example("wageubn-onnx bench forward r20 --data cifar10.npz"))
@@ -846,7 +872,7 @@ def bench_forward(folder: Path, data_path: Path, images: int, threads: int | Non
         _print_json([asdict(entry) for entry in found])
     else:
         rows = [[entry.layer, entry.role, _number(entry.decibels, ".1f")] for entry in found]
-        _print_table("signal to quantization noise", ["layer", "role", "dB"], rows)
+        print_table("signal to quantization noise", ["layer", "role", "dB"], rows)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -856,26 +882,26 @@ def _number(value: float | None, form: str) -> str:
 def _print_bench(result: BenchResult) -> None:
     for ratio in result.ratios:
         spread = f"{ratio.least:.2f} to {ratio.greatest:.2f} over the rounds"
-        click.echo(f"integer step / {ratio.against}: {ratio.median:.2f} of the time ({spread})")
+        say(f"integer step / {ratio.against}: {ratio.median:.2f} of the time ({spread})")
     columns = ["step", "ms (median)", "peak MiB", "state MiB"]
     rows = [
         [c.name, f"{c.median * 1e3:.1f}", f"{c.peak_bytes / 2**20:.0f}", f"{c.state_bytes / 2**20:.2f}"]
         for c in result.contenders
     ]
-    _print_table(f"batch {result.batch}, {result.threads} threads", columns, rows)
+    print_table(f"batch {result.batch}, {result.threads} threads", columns, rows)
 
 
 def _print_convert(result: ConvertResult) -> None:
     for ratio in result.ratios:
         cost = f"{ratio.seconds:.2f} of the time, {ratio.cpu_seconds:.2f} of the CPU time, {ratio.peak_bytes:.2f} of the memory"
-        click.echo(f"{result.model}, convert / {ratio.against}: {cost}")
+        say(f"{result.model}, convert / {ratio.against}: {cost}")
     rows = [
         [c.name, f"{c.seconds:.2f}", f"{c.cpu_seconds:.2f}", f"{c.peak_bytes / 2**20:.0f}", str(c.nodes)]
         for c in result.contenders
     ]
-    _print_table(f"{result.model}: medians", ["conversion", "s", "CPU s", "peak MiB", "nodes"], rows)
+    print_table(f"{result.model}: medians", ["conversion", "s", "CPU s", "peak MiB", "nodes"], rows)
     stages = [[s.name, f"{s.seconds:.2f}", f"{s.peak_bytes / 2**20:.0f}"] for s in result.stages]
-    _print_table(f"{result.model}: stages of convert", ["stage", "s", "peak MiB"], stages)
+    print_table(f"{result.model}: stages of convert", ["stage", "s", "peak MiB"], stages)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from wageubn_onnx.graphdiff.result import Difference, ModelDiff, NodeRef, PathDiff, Side
+from wageubn_onnx.terminal import Terminal, make_table
 
 DETAILS = 500  # rows: of two stages, more of them are left to narrower questions
 NARROWEST = 150  # columns where no terminal says how many there are
@@ -17,17 +14,17 @@ NARROWEST = 150  # columns where no terminal says how many there are
 
 def print_diff(found: ModelDiff, summary: bool = False) -> None:
     """Print ``found`` to standard output; of two stages by layer and data path."""
-    console = Console(highlight=False)
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, NARROWEST))
+        console = Terminal(width=max(console.width, NARROWEST))
     for name, graph in (("A", found.a), ("B", found.b)):
-        console.print(Text(f"{name}: {graph.file}{f', {graph.stage}' if graph.stage else ''}, {graph.nodes} nodes"))
+        console.say(f"{name}: {graph.file}{f', {graph.stage}' if graph.stage else ''}, {graph.nodes} nodes")
     for note in found.notes:
-        console.print(Text(f"note: {note}"))
+        console.say(f"note: {note}")
     if found.same:
-        console.print(f"same: {len(found.pairs)} nodes correspond, and nothing differs")
+        console.say(f"same: {len(found.pairs)} nodes correspond, and nothing differs")
         return
-    console.print(f"different: {', '.join(_totals(found))}")
+    console.say(f"different: {', '.join(_totals(found))}")
     if found.paths:
         _print_paths_summary(console, found.paths)
     if summary:
@@ -42,13 +39,11 @@ def print_diff(found: ModelDiff, summary: bool = False) -> None:
     if count <= DETAILS:
         _print_details(console, details, found.only_a, found.only_b)
     else:
-        console.print(
-            f"{count} single nodes and differences, which the rows above count, are listed by --only, --path and --json"
-        )
+        console.say(f"{count} single nodes and differences, which the rows above count, are listed by --only, --path and --json")
 
 
 def _print_details(
-    console: Console, differences: Sequence[Difference], only_a: Sequence[NodeRef], only_b: Sequence[NodeRef]
+    console: Terminal, differences: Sequence[Difference], only_a: Sequence[NodeRef], only_b: Sequence[NodeRef]
 ) -> None:
     _print_differences(console, differences)
     _print_nodes(console, "only in A", only_a)
@@ -61,17 +56,13 @@ def _totals(found: ModelDiff) -> list[str]:
     return [f"{count} {what}" for what, count in counts.items()] + (["differences: " + ", ".join(differ)] if differ else [])
 
 
-def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if table.rows:
-        console.print(table)
+def _table(console: Terminal, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, unless it is empty."""
+    if rows:
+        console.print(make_table(title, columns, rows))
 
 
-def _print_differences(console: Console, differences: Sequence[Difference]) -> None:
+def _print_differences(console: Terminal, differences: Sequence[Difference]) -> None:
     _table(
         console,
         "differences",
@@ -91,7 +82,7 @@ def _what(difference: Difference) -> str:
     return f"{difference.what}: {values.differing} of {values.elements} differ{greatest}"
 
 
-def _print_nodes(console: Console, title: str, nodes: Sequence[NodeRef]) -> None:
+def _print_nodes(console: Terminal, title: str, nodes: Sequence[NodeRef]) -> None:
     _table(
         console, f"{title}: {len(nodes)} nodes", ["op", "node", "layer", "path"], [(n.op, n.name, n.layer, n.path) for n in nodes]
     )
@@ -100,7 +91,7 @@ def _print_nodes(console: Console, title: str, nodes: Sequence[NodeRef]) -> None
 # -- two stages -----------------------------------------------------------------------------------------------------------
 
 
-def _print_paths_summary(console: Console, paths: Sequence[PathDiff]) -> None:
+def _print_paths_summary(console: Terminal, paths: Sequence[PathDiff]) -> None:
     """A row for each data path over all layers."""
     groups: dict[tuple[str, str], list[PathDiff]] = {}
     for path in paths:
@@ -127,7 +118,7 @@ def _print_paths_summary(console: Console, paths: Sequence[PathDiff]) -> None:
     )
 
 
-def _print_layers(console: Console, paths: Sequence[PathDiff]) -> None:
+def _print_layers(console: Terminal, paths: Sequence[PathDiff]) -> None:
     layers: dict[str, list[PathDiff]] = {}
     for path in paths:
         layers.setdefault(path.layer, []).append(path)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from wageubn_onnx.terminal import make_table
+
 Counters = NDArray[Any]
 ERROR_ROLES = ("E1", "E2", "E.sum")
 WORST = 10
@@ -84,9 +86,9 @@ class Health:
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """`Health.worst` for a terminal."""
-    made = Table("layer", "role", "saturated", "all zero", "exponent", title=title, title_justify="left")
+    cells = []
     for row in rows:
         least, greatest = row["exponent"]
         span = str(least) if least == greatest else f"{least} to {greatest}"
-        made.add_row(row["layer"], row["role"], f"{row['saturated']:.3%}", f"{row['all_zero']:.1%} of steps", span)
-    return made
+        cells.append([row["layer"], row["role"], f"{row['saturated']:.3%}", f"{row['all_zero']:.1%} of steps", span])
+    return make_table(title, ["layer", "role", "saturated", "all zero", "exponent"], cells)

@@ -24,6 +24,7 @@ from wageubn_onnx.runtime.locks import only_one
 from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
 from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
 from wageubn_onnx.runtime.session import GRADIENT_RANGES, Session
+from wageubn_onnx.terminal import Terminal
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -113,7 +114,7 @@ def train(
     error that was all zero, such a step always warns.
     Raises WageubnError, before anything is written, for a plan, data or folder that do not fit.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise WageubnError(f"checkpoint interval {checkpoint_every}: must be at least 1 step")
     if health and not session.health:
