@@ -63,8 +63,8 @@ def _check(tensor: onnx.TensorProto, file: Path, checked: set[Path]) -> None:
         checked.add(data)
     try:
         offset = int(facts.get("offset") or 0)
-        length = int(facts["length"]) if facts.get("length") else None
-        needed = _bytes(tensor) if length is None else length
+        whole = _bytes(tensor)
+        needed = int(facts["length"]) if facts.get("length") else whole
     except (ValueError, KeyError):
         raise WageubnError(f"{where}: {facts} says no place in a file; export the model again") from None
     size = data.stat().st_size
@@ -73,10 +73,8 @@ def _check(tensor: onnx.TensorProto, file: Path, checked: set[Path]) -> None:
             f"{where}: bytes {offset} to {offset + needed} of {location}, which has {size}: the file is truncated or another "
             "model's; copy it again"
         )
-    if length is not None and length != _bytes(tensor):
-        raise WageubnError(
-            f"{where}: {length} bytes, and its shape {list(tensor.dims)} wants {_bytes(tensor)}; export the model again"
-        )
+    if needed != whole:
+        raise WageubnError(f"{where}: {needed} bytes, and its shape {list(tensor.dims)} wants {whole}; export the model again")
 
 
 def _check_file(data: Path, where: str) -> None:
@@ -92,7 +90,6 @@ def _check_file(data: Path, where: str) -> None:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes the tensor's dtype and shape take; two elements of 4 bits share one."""
-    bits = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
-    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1)):
-        bits = 4
+    four = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1))
+    bits: int = 4 if four else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
     return math.ceil(math.prod(tensor.dims) * bits / 8)

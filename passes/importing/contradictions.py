@@ -6,7 +6,7 @@ Runtimes differ in which of the two they believe; here neither is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ def _nothing(node: gs.Node) -> str:
     return ""
 
 
+def _shown(shape: Sequence[int]) -> str:
+    """A shape with N for the images, whose number the source may leave open."""
+    return f"[{', '.join(map(str, ['N', *shape[1:]]))}]"
+
+
 def _not_finite(node: gs.Node) -> str:
     for name, value in node.attrs.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -45,7 +50,7 @@ def _convolution(node: gs.Node) -> str:
         return ""
     weights, group, kernel = f"weights {list(w.shape)}", int(node.attrs.get("group", 1)), node.attrs.get("kernel_shape")
     if w.ndim != len(x) or w.ndim < 3 or 0 in w.shape:
-        return f"of {list(x)} has {weights}"
+        return f"of {_shown(x)} has {weights}"
     if kernel is not None and list(kernel) != list(w.shape[2:]):
         return f"says kernel_shape {list(kernel)} and has {weights}"
     if group < 1 or x[1] != group * w.shape[1] or w.shape[0] % group:
@@ -62,7 +67,7 @@ def _pool(node: gs.Node) -> str:
     rank = len(node.inputs[0].shape or ())
     kernel = node.attrs.get("kernel_shape")
     if rank and (kernel is None or len(kernel) != rank - 2 or min(kernel) < 1):
-        return f"of {list(node.inputs[0].shape)} has kernel_shape {None if kernel is None else list(kernel)}"
+        return f"of {_shown(node.inputs[0].shape)} has kernel_shape {None if kernel is None else list(kernel)}"
     return _window(node, rank - 2) if rank else ""
 
 
@@ -89,7 +94,7 @@ def _batch_normalization(node: gs.Node) -> str:
     for position, kind in enumerate(PARAMETERS, 1):
         value = values(node, position)
         if value is not None and shape is not None and (len(shape) < 2 or value.shape != (shape[1],)):
-            return f"of {list(shape)} has a {kind} {list(value.shape)}; it takes one a channel"
+            return f"of {_shown(shape)} has a {kind} {list(value.shape)}; it takes one a channel"
     variance = values(node, 4)
     if variance is not None and (variance < 0).any():
         return f"has a running variance {node.inputs[4].name!r} with negative entries"
@@ -101,10 +106,10 @@ def _batch_normalization(node: gs.Node) -> str:
 def _flatten(node: gs.Node) -> str:
     shape, axis = node.inputs[0].shape, int(node.attrs.get("axis", 1))
     if shape is not None and not -len(shape) <= axis <= len(shape):
-        return f"of {list(shape)} has axis {axis}"
+        return f"of {_shown(shape)} has axis {axis}"
     is_last = all(reader.op in ("Gemm", "MatMul") for reader in node.outputs[0].outputs)  # what reshapes again may want it
     if shape is not None and is_last and math.prod(shape[: axis if axis >= 0 else axis + len(shape)]) != shape[0]:
-        return f"of {list(shape)} from axis {axis} mixes images; it must be from axis 1"
+        return f"of {_shown(shape)} from axis {axis} mixes images; it must be from axis 1"
     return ""
 
 
@@ -114,7 +119,7 @@ def _axis(default: int | None) -> Callable[[gs.Node], str]:
     def check(node: gs.Node) -> str:
         shape, axis = node.inputs[0].shape, node.attrs.get("axis", default)
         if shape is not None and (axis is None or not -len(shape) <= axis < len(shape)):
-            return f"of {list(shape)} has axis {axis}"
+            return f"of {_shown(shape)} has axis {axis}"
         return ""
 
     return check
@@ -126,10 +131,10 @@ def _dense(node: gs.Node) -> str:
     if x is None or w is None:
         return ""
     if len(x) != 2 or w.ndim != 2 or 0 in w.shape:
-        return f"of {list(x)} has weights {list(w.shape)}"
+        return f"of {_shown(x)} has weights {list(w.shape)}"
     inner, (rows, columns) = x[0 if node.attrs.get("transA", 0) else 1], w.shape[:: -1 if node.attrs.get("transB", 0) else 1]
     if inner != rows:
-        return f"of {list(x)} has weights {list(w.shape)}: {inner} features for {rows}"
+        return f"of {_shown(x)} has weights {list(w.shape)}: {inner} features for {rows}"
     if bias is not None and (bias.ndim > 2 or (bias.shape or (1,))[-1] not in (1, columns)):
         return f"has weights {list(w.shape)} and a bias {list(bias.shape)}"
     return ""

@@ -120,7 +120,7 @@ def _is_classified(output: gs.Tensor) -> bool:
     node = maker(output)
     while node is not None and node.op in (*POOLS, "Relu"):
         node = maker(node.inputs[0])
-    if node is not None and node.op == "BatchNormalization" and list(node.outputs[0].shape[2:]) == [1, 1]:
+    if node is not None and node.op == "BatchNormalization" and list(node.outputs[0].shape or [])[2:] == [1, 1]:
         node = maker(node.inputs[0])
     return node is not None and node.op in ("Conv", "Gemm")
 
