@@ -91,5 +91,5 @@ def _check_file(data: Path, where: str) -> None:
 def _bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes the tensor's dtype and shape take; two elements of 4 bits share one."""
     four = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1))
-    bits: int = 4 if four else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
-    return math.ceil(math.prod(tensor.dims) * bits / 8)
+    bits = 4 if four else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    return int(math.prod(tensor.dims) * bits + 7) // 8

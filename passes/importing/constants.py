@@ -20,31 +20,37 @@ from wageubn_onnx.passes.importing.surgery import Array, at
 
 SMALL = 1024  # elements: no axes, shape or pads, which converters and shape inference must read, are longer
 LARGEST = 2**28  # bytes that one computed constant may take: no layer of a ResNet has as much
-IN_ALL = 2**31  # bytes that all of them may
+IN_ALL = 2**30  # bytes that all of them may, at any time
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 COMPUTED = (T.FLOAT, T.DOUBLE, T.FLOAT16, T.BOOL, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64, T.UINT64)
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")  # of which numpy has none
 
 
-def fold(graph: gs.Graph) -> None:
+def fold(graph: gs.Graph, only_small: bool = False) -> None:
     """Put values in the place of all nodes that read nothing but constants, and its branch in the place of an If on a constant.
 
+    ``only_small``: numbers that shapes follow from, and no weights, which a file cannot hold without end.
     Of bfloat16 and float8 the values are held in float32, which has each of them. What cannot be evaluated, draws random numbers
     or holds graphs of its own stays. Raises WageubnError, naming the node, where values would take more memory than weights do.
     """
-    spent, before = 0, None
+    held, before = dict[int, int](), None  # the bytes of every computed constant that something still reads, by its id
     while before != (before := {id(node) for node in graph.nodes}):
         # gs, of which only this is asked: Constant nodes become constants, and an If whose condition is one its branch
         graph.fold_constants(fold_shapes=False, should_exclude_node=lambda node: True)
         for node in graph.cleanup().toposort().nodes:
             if not _is_constant(node):
                 continue
-            results = _evaluate(node, spent)
-            spent += sum(result.nbytes for result in results.values())
+            results = _evaluate(node, sum(held.values()), only_small)
             for position, result in results.items():
+                held[id(node.outputs[position])] = result.nbytes
                 node.outputs[position].to_constant(result)
             if results:
+                operands = list(node.inputs)
+                node.inputs.clear()
                 node.outputs.clear()
+                for operand in operands:
+                    if not operand.outputs:
+                        held.pop(id(operand), None)
         graph.cleanup()
 
 
@@ -54,13 +60,13 @@ def _is_constant(node: gs.Node) -> bool:
     return all(isinstance(i, gs.Constant) for i in operands) and node.op not in RANDOM and not inner and bool(node.outputs)
 
 
-def _evaluate(node: gs.Node, spent: int) -> dict[int, Array]:
+def _evaluate(node: gs.Node, held: int, only_small: bool) -> dict[int, Array]:
     """The results of ``node`` by position; {} where they cannot be had."""
     one, values = _alone(node)
     sizes = _sizes(one, values)
-    if not sizes:
+    if not sizes or (only_small and max(sizes) > SMALL * np.dtype(np.int64).itemsize):
         return {}
-    if max(sizes) > LARGEST or spent + sum(sizes) > IN_ALL:
+    if max(sizes) > LARGEST or held + sum(sizes) > IN_ALL:
         raise WageubnError(
             f"{at(node)}: {node.op} makes a constant of {max(sizes):,} bytes, more than weights have; correct the sizes that it "
             "reads"

@@ -25,7 +25,7 @@ def folded(source: Source, config: Config) -> gs.Graph:
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     _fix_image(model.graph, source, config)
-    graph = _folded(_inferred(model))
+    graph = _folded(_inferred(model), only_small=True)
     graph = _inferred(gs.export_onnx(graph))
     note_sources(graph)
     tensors = graph.tensors()
@@ -38,10 +38,10 @@ def folded(source: Source, config: Config) -> gs.Graph:
     return graph
 
 
-def _folded(graph: gs.Graph) -> gs.Graph:
+def _folded(graph: gs.Graph, only_small: bool = False) -> gs.Graph:
     """Replace what follows from constants alone by its value."""
     rewrite_all(graph, TRIVIA)
-    fold(graph)
+    fold(graph, only_small)
     return graph.cleanup().toposort()
 
 

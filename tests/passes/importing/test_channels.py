@@ -130,7 +130,7 @@ def test_the_weights_are_the_reordered_ones(tmp_path: Path) -> None:
 def test_copies_that_are_normalised_differently(tmp_path: Path) -> None:
     """No weights of one channel do that: at the border the copies' offsets are padded with zeros."""
     n = Net(shape=(1, SIZE, SIZE))
-    with pytest.raises(WageubnError, match="'grey': operator Expand .* copies normalised alike") as caught:
+    with pytest.raises(WageubnError, match="'grey': operator Expand .* copies must be normalised alike") as caught:
         imported(save(n.model(network(n, normalised(n, expanded(n), 1, 3, 1, 1))), tmp_path))
     assert "\n" not in str(caught.value)
 
