@@ -26,10 +26,9 @@ COMPUTED = (T.FLOAT, T.DOUBLE, T.FLOAT16, T.BOOL, T.INT8, T.UINT8, T.INT16, T.UI
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")  # of which numpy has none
 
 
-def fold(graph: gs.Graph, only_small: bool = False) -> None:
+def fold(graph: gs.Graph) -> None:
     """Put values in the place of all nodes that read nothing but constants, and its branch in the place of an If on a constant.
 
-    ``only_small``: numbers that shapes follow from, and no weights, which a file cannot hold without end.
     Of bfloat16 and float8 the values are held in float32, which has each of them. What cannot be evaluated, draws random numbers
     or holds graphs of its own stays. Raises WageubnError, naming the node, where values would take more memory than weights do.
     """
@@ -40,7 +39,7 @@ def fold(graph: gs.Graph, only_small: bool = False) -> None:
         for node in graph.cleanup().toposort().nodes:
             if not _is_constant(node):
                 continue
-            results = _evaluate(node, sum(held.values()), only_small)
+            results = _evaluate(node, sum(held.values()))
             for position, result in results.items():
                 held[id(node.outputs[position])] = result.nbytes
                 node.outputs[position].to_constant(result)
@@ -60,11 +59,11 @@ def _is_constant(node: gs.Node) -> bool:
     return all(isinstance(i, gs.Constant) for i in operands) and node.op not in RANDOM and not inner and bool(node.outputs)
 
 
-def _evaluate(node: gs.Node, held: int, only_small: bool) -> dict[int, Array]:
+def _evaluate(node: gs.Node, held: int) -> dict[int, Array]:
     """The results of ``node`` by position; {} where they cannot be had."""
     one, values = _alone(node)
     sizes = _sizes(one, values)
-    if not sizes or (only_small and max(sizes) > SMALL * np.dtype(np.int64).itemsize):
+    if not sizes:
         return {}
     if max(sizes) > LARGEST or held + sum(sizes) > IN_ALL:
         raise WageubnError(

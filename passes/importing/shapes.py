@@ -9,9 +9,9 @@ from onnx import TensorProto as T
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.passes.importing.constants import fold
+from wageubn_onnx.passes.importing.constants import NARROW, SMALL, fold
 from wageubn_onnx.passes.importing.read import Source
-from wageubn_onnx.passes.importing.surgery import Rewrite, at, bypass, note_sources, redirect, rewrite_all
+from wageubn_onnx.passes.importing.surgery import Array, Rewrite, at, bypass, note_sources, redirect, rewrite_all
 
 ANY_BATCH = 7  # images, where the source takes any number: shapes are worked out with one, and `forward` takes any again
 COLOURS = (1, 3)  # channels by which an image's layout is known
@@ -25,11 +25,13 @@ def folded(source: Source, config: Config) -> gs.Graph:
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     _fix_image(model.graph, source, config)
-    graph = _folded(_inferred(model), only_small=True)
-    graph = _inferred(gs.export_onnx(graph))
+    weights = dict(source.weights)
+    graph = _folded(_inferred(model, data_prop=False))  # onnx would list every element of a constant that claims gigabytes
+    for _ in range(2):  # what is folded gives shapes that data_prop alone does not
+        graph = _folded(_inferred(gs.export_onnx(_detached(graph, weights)), data_prop=True))
     note_sources(graph)
     tensors = graph.tensors()
-    for name, value in source.weights.items():
+    for name, value in weights.items():
         if name in tensors:
             tensors[name].to_constant(value)
     graph.inputs = [i for i in graph.inputs if isinstance(i, gs.Variable)]
@@ -38,11 +40,20 @@ def folded(source: Source, config: Config) -> gs.Graph:
     return graph
 
 
-def _folded(graph: gs.Graph, only_small: bool = False) -> gs.Graph:
+def _folded(graph: gs.Graph) -> gs.Graph:
     """Replace what follows from constants alone by its value."""
     rewrite_all(graph, TRIVIA)
-    fold(graph, only_small)
+    fold(graph)
     return graph.cleanup().toposort()
+
+
+def _detached(graph: gs.Graph, weights: dict[str, Array]) -> gs.Graph:
+    """Large constants that were computed become inputs, and their values ``weights``, as large initializers are already."""
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Constant) and tensor.values.size > SMALL and tensor.values.dtype.name not in NARROW:
+            weights[name] = tensor.values
+            graph.inputs.append(tensor.to_variable(weights[name].dtype, weights[name].shape))
+    return graph
 
 
 def _refuse_other_precision(graph: gs.Graph) -> None:
@@ -60,9 +71,9 @@ def _refuse_other_precision(graph: gs.Graph) -> None:
 OTHER_PRECISIONS = {np.dtype(np.float16): "float16", np.dtype(np.float64): "float64", int(T.BFLOAT16): "bfloat16"}
 
 
-def _inferred(model: onnx.ModelProto) -> gs.Graph:
+def _inferred(model: onnx.ModelProto, data_prop: bool) -> gs.Graph:
     try:
-        return gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        return gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
     except onnx.shape_inference.InferenceError as error:
         raise WageubnError(f"its shapes do not fit together ({' '.join(str(error).split())[:200]})") from None
 

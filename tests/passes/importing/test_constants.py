@@ -164,6 +164,15 @@ def test_a_constant_that_claims_terabytes(kind: str, tmp_path: Path) -> None:
     refused(n.model(wide(n, weight)), tmp_path, "'bomb'", kind, "bytes")
 
 
+def test_a_row_that_claims_gigabytes(tmp_path: Path) -> None:
+    """onnx's propagation of shapes' values would list each of its elements."""
+    n = Net()
+    weight = n.node(
+        "Reshape", n.node("ConstantOfShape", n.tensor("size", [2**31], np.int64), name="bomb"), n.tensor("s", [0], np.int64)
+    )
+    refused(n.model(wide(n, weight)), tmp_path, "'bomb'", "8,589,934,592 bytes")
+
+
 def test_random_weights_are_no_constants(tmp_path: Path) -> None:
     n = Net()
     refused(n.model(wide(n, n.node("RandomNormal", shape=[WIDTH, 3, 3, 3], name="dice"))), tmp_path, "computed, not stored")
