@@ -316,6 +316,18 @@ def test_a_folded_network_s_integers_are_the_float64_values(profile: str, option
         state = {key: found[f"{key}.next"] for key in state}
 
 
+def test_statistics_of_fewer_bits_than_a_sum_cover_its_range(tmp_path: Path) -> None:
+    """mu and sigma of 13 bits, of a residual sum of 16: coarser than its grid, and as exact as the others."""
+    twins = converted(tmp_path, 0, "preactivation", profile=load_profile("fast"))
+    ends = {}
+    for node in twins.artifacts.files["quant_training"].graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if attributes.get("role") in (b"S", b"BN.mu", b"BN.sigma") and "exponent" in attributes:
+            ends[node.name] = attributes["bits"] - 1 + attributes["exponent"]
+    assert ends["last_bn/Q_mu"] == ends["last_bn/Q_sigma"] == ends["b_add/Q_S"]
+    assert twins.compare(feeds(0), twins.artifacts.state)[0] == []
+
+
 @pytest.mark.parametrize("topology", ["grouped", "odd"])
 @pytest.mark.parametrize("profile", ["full8", "sq8", "fast"])
 def test_other_operators_are_as_exact(profile: str, topology: str, tmp_path: Path) -> None:

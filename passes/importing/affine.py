@@ -40,8 +40,8 @@ def affine(graph: gs.Graph, node: gs.Node) -> bool:
 
     1. BN(x) * a + b is BN with gamma * a, beta * a + b; Conv(x) * a + b is Conv with weights * a, bias * a + b.
     2. (x - mean) / std * gamma + beta is BN.
-    3. A factor and an offset for every channel, in a file without BatchNormalization nodes, were a BN, whose statistics went into
-       the factor: the function is kept, and the node says that its statistics are unknown.
+    3. A factor and an offset for every channel may have been a BN, whose statistics went into the factor: the function is kept,
+       and the node says that its statistics are unknown. The pass `folded` judges.
     4. A factor goes through Add, ReLU and pooling into the layers before, where these make nothing else: a * relu(x) is
        relu(a * x) for a > 0.
     5. Else it stays what it is, a constant map: a BN whose statistics, gamma and beta are all frozen. So does normalisation of
@@ -54,7 +54,7 @@ def affine(graph: gs.Graph, node: gs.Node) -> bool:
     if chain is None:
         return False
     result, edits = chain.nodes[-1].outputs[0], _into_layer(graph, start, node, chain.scale, chain.shift)
-    statistics = _statistics(graph, start, chain)
+    statistics = FIXED if any(start is i for i in graph.inputs) else _statistics(chain)
     if edits is None and statistics == FIXED and not chain.shift.any():
         edits = _into_layers(graph, start, node, chain.scale)
     if edits is None:
@@ -164,15 +164,14 @@ INTO = {"BatchNormalization": _into_batch_norm, "Conv": _into_convolution}
 # -- a BN of its own ------------------------------------------------------------------------------------------------------
 
 
-def _statistics(graph: gs.Graph, start: gs.Tensor, chain: Affine) -> str:
+def _statistics(chain: Affine) -> str:
     """What is known of the statistics of a BN that ``chain`` would be; FIXED where it never was one."""
     ops = [step.op for step in chain.steps]
-    if any(start is i for i in graph.inputs) or not all(step.own for step in chain.steps) or len(set(ops)) < 2:
+    if not all(step.own for step in chain.steps) or len(set(ops)) < 2:
         return FIXED
     if ops[:3] == ["Add", "Mul", "Mul"] and ops[3:] in ([], ["Add"]) and (chain.steps[1].constant > 0).all():
         return KNOWN
-    kept = any(node.op == "BatchNormalization" and "statistics" not in node.attrs for node in graph.nodes)
-    return FIXED if kept else UNKNOWN
+    return UNKNOWN
 
 
 def _batch_norm(chain: Affine, start: gs.Tensor, made: gs.Tensor, statistics: str) -> gs.Node:

@@ -7,7 +7,7 @@ beta mean + b: the same function, and BN's training behaviour. The same for a BN
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,17 @@ def restore_batch_norm(g: Model, config: Config) -> None:
     """
     g.notes["folded"] = None
     convolutions, unknown = _folded(g), _unknown(g)
+    if not convolutions and _has_others(g, unknown):
+        for node in unknown:  # a constant map: the file keeps its BNs
+            _freeze(g, node.inputs[1:])
+        unknown = []
     found = [*convolutions, *unknown]
     if not found:
         return
     layers = [g.tag(node.outputs[0]).layer for node in found]
     if config.keep_folded:
         for node in unknown:
-            for statistic in node.inputs[3:5]:
-                g.states[statistic.name].frozen = True
+            _freeze(g, node.inputs[3:])
         return
     if config.calibrate is None:
         raise WageubnError(_refusal(g, layers, len(convolutions)))
@@ -65,6 +68,11 @@ def restore_batch_norm(g: Model, config: Config) -> None:
         f"BatchNormalization recovered from {len(images)} images at {_listed(layers)}: logits differ by at most {gap:.2g}, "
         f"{relative:.1e} of the greatest"
     )
+
+
+def _freeze(g: Model, operands: Sequence[Tensor]) -> None:
+    for operand in operands:
+        g.states[operand.name].frozen = True
 
 
 def _refusal(g: Model, layers: list[str], biased: int) -> str:
@@ -116,6 +124,12 @@ def _has_batch_norm(g: Model, tensor: Tensor) -> bool:
 def _unknown(g: Model) -> list[gs.Node]:
     """BNs of which the source has no statistics: their running mean says ``calibrate``."""
     return [n for n in g.graph.nodes if n.op == "BatchNormalization" and g.states[n.inputs[3].name].info.get("calibrate")]
+
+
+def _has_others(g: Model, unknown: list[gs.Node]) -> bool:
+    """Whether the network has a BN that is neither one of ``unknown`` nor a constant map."""
+    norms = [node for node in g.graph.nodes if node.op == "BatchNormalization" and not is_affine(g, node)]
+    return len(norms) > len(unknown)
 
 
 # -- what is measured -----------------------------------------------------------------------------------------------------

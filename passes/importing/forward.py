@@ -35,7 +35,6 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
     drop_answers(source, config)
     refuse_unknown(source, BUILDERS)
     has_features = settle_output(source, config)
-    _without_zero_biases(source)
     model = build_forward(source, Path(path).absolute().stem)
     model.notes["features"] = has_features
     for key in read.found.get("frozen", []):
@@ -47,14 +46,6 @@ def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
         "producer": read.model.producer_name,
     }
     return model
-
-
-def _without_zero_biases(source: gs.Graph) -> None:
-    """Drop biases of zeros in a file that gives them to convolutions before BN, too: an exporter's habit, not the network's."""
-    zero = [n for n in source.nodes if n.op == "Conv" and values(n, 2) is not None and not values(n, 2).any()]
-    if any(user.op == "BatchNormalization" for node in zero for user in node.outputs[0].outputs):
-        for node in zero:
-            node.inputs = node.inputs[:2]
 
 
 def build_forward(source: gs.Graph, name: str) -> Model:

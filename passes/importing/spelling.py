@@ -44,7 +44,16 @@ def respell(source: Source, config: Config) -> gs.Graph:
     to_nchw(graph, config.layout)
     rewrite_all(graph, CHANNELS)
     rewrite_all(graph, REWRITES)
+    _without_zero_biases(graph)
     return graph
+
+
+def _without_zero_biases(graph: gs.Graph) -> None:
+    """Drop biases of zeros in a file that gives them to convolutions before BN, too: an exporter's habit, not the network's."""
+    zero = [n for n in graph.nodes if n.op == "Conv" and values(n, 2) is not None and not values(n, 2).any()]
+    if any(user.op == "BatchNormalization" for node in zero for user in node.outputs[0].outputs):
+        for node in zero:
+            node.inputs = node.inputs[:2]
 
 
 def _sum(graph: gs.Graph, node: gs.Node) -> bool:

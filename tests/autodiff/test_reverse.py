@@ -97,7 +97,9 @@ def test_gradients_of_the_tiny_network(tiny_artifacts: Artifacts, seed: int) -> 
 
 def test_gradients_of_grouped_convolutions(tmp_path: Path) -> None:
     onnx.save(grouped(), tmp_path / "grouped.onnx")
-    artifacts = convert(tmp_path / "grouped.onnx", Config(batch=BATCH, mean=MEAN, std=STD, expose_gradients=True))
+    artifacts = convert(
+        tmp_path / "grouped.onnx", Config(batch=BATCH, mean=MEAN, std=STD, keep_folded=True, expose_gradients=True)
+    )
     assert_gradients(artifacts, images(normalised=True), labels())
 
 

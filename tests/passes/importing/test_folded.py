@@ -269,6 +269,25 @@ def test_the_refusal_names_the_first_layers_and_both_options(tmp_path: Path) -> 
         assert word in message, message
 
 
+@pytest.mark.parametrize("kept", ["none", "the first"])
+def test_a_scale_and_a_shift_by_channel_in_a_network_that_lost_others(kept: str, tmp_path: Path) -> None:
+    """Of a BN behind a sum; the same in a network that has all its BNs is a constant map (`test_affine`)."""
+    n = Net()
+    x = n.relu(n.conv("x", "conv", 3, WIDTH, strides=[2, 2], bias=True)) if kept == "none" else stem(n)
+    x = n.node("Add", x, n.conv(x, "conv2", WIDTH, WIDTH, bias=True))
+    x = n.node("Mul", x, n.uniform("s", 0.5, 2, 1, WIDTH, 1, 1), name="scale")
+    source = n.model(head(n, n.relu(n.node("Add", x, n.uniform("t", -1, 1, 1, WIDTH, 1, 1)))))
+    path, layers = save(source, tmp_path), ["conv", "conv2", "scale"][kept != "none" :]
+    with pytest.raises(
+        WageubnError, match=r"^\d of 2 convolutions with a bias and no BN and 1 scales and offsets without .* 'scale'"
+    ):
+        convert(path, Config(batch=4, mean=MEAN, std=STD))
+    made = convert(path, CALIBRATED)
+    assert made.manifest["folded"]["layers"] == layers
+    assert relative(logits(made.files["forward"]), logits(source)) < 1e-5
+    assert {"scale.weight", "scale.running_var"} <= set(made.state)
+
+
 # -- kept -----------------------------------------------------------------------------------------------------------------
 
 
