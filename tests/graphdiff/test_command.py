@@ -15,6 +15,7 @@ import wageubn_onnx
 from wageubn_onnx.cli import cli
 from wageubn_onnx.graphdiff import diff, diff_folder
 from wageubn_onnx.pipeline import STAGES
+from wageubn_onnx.runtime.contents import peek, seal
 
 
 def run(*args: str | Path) -> Result:
@@ -89,6 +90,8 @@ def test_a_folder_without_integers(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "float")
     for name in ("int_training", "int_eval"):
         (tmp_path / "float" / f"{name}.onnx").unlink()
+    seal(tmp_path / "float", peek(tmp_path / "float"))
+    (tmp_path / "float" / "int_eval.onnx").write_text("what lies beside the files of the manifest is not looked at")
     assert [found.b.stage for found in diff_folder(tmp_path / "float")] == ["fp_training", "quant_training", "quant_eval"]
 
 

@@ -16,6 +16,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.inspect.summary import inspect_file, inspect_folder, inspect_model
 from wageubn_onnx.inspect.tensors import Tensors
 from wageubn_onnx.pipeline import STAGES
+from wageubn_onnx.runtime.contents import seal
 
 
 def test_a_file_of_any_program(tmp_path: Path) -> None:
@@ -128,6 +129,9 @@ def test_a_folder(tiny_folder: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(WageubnError, match=r"has no manifest\.json; give a folder"):
+        inspect_folder(tmp_path)
+    seal(tmp_path, {"format": 1})
     with pytest.raises(WageubnError, match="has none of the stages; give an ONNX file, or a folder"):
         inspect_folder(tmp_path)
     with pytest.raises(WageubnError, match="no such file"):

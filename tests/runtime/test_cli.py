@@ -117,6 +117,76 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path, data_file: Path, mon
     assert json.loads(run(*args, "--resume").stdout)["finished"]
 
 
+def test_a_state_starts_a_new_run(folder: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on, from where another run ended: its steps go on being counted, its epochs do not."""
+    import signal
+
+    from wageubn_onnx.runtime.session import TrainingSession
+
+    first, second = tmp_path / "one" / "checkpoint.safetensors", tmp_path / "two" / "checkpoint.safetensors"
+    train = ("train", folder, "--data", data_file, "--json")
+    assert run(*train, "--epochs", "1", "--out", first.parent).exit_code == 0
+    onwards = (*train, "--epochs", "2", "--out", second.parent)
+    refused("give one", *onwards, "--state", first, "--resume")
+    refused("junk: no such file", *onwards, "--state", tmp_path / "junk")
+    refused(f"or another --out, with --state {first}", *train, "--epochs", "2", "--out", first.parent, "--state", first)
+    refused(f"give --state {first} and another --out instead", *train, "--epochs", "2", "--out", first.parent, "--resume")
+    assert not second.exists()
+    inner = TrainingSession.step
+
+    def step(session: TrainingSession, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return inner(session, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingSession, "step", step)
+        broken = run(*onwards, "--state", first, "--checkpoint-every", "2")
+    assert broken.exit_code == 130
+    assert "the same command with --resume in place of --state goes on" in broken.stderr
+    assert json.loads(run(*onwards, "--resume").stdout)["steps"] == 6
+    session = TrainingSession(folder)
+    session.load(second)
+    assert session.state()["step"] == 9
+
+
+def test_classes_are_shown_and_held_to(folder: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+
+    def pictures(name: str, *classes: str) -> Path:
+        for part in ("train", "test"):
+            for label, called in enumerate(classes):
+                (tmp_path / name / part / called).mkdir(parents=True)
+                for i in range(2):
+                    image.new("L", (2, 2), 50 * label + i).save(tmp_path / name / part / called / f"{i}.png")
+        return tmp_path / name
+
+    numbers, others = pictures("numbers", "10", "9", "1"), pictures("others", "1", "10", "11")
+    trained = run("train", folder, "--data", numbers, "--epochs", "1", "--json")
+    assert trained.exit_code == 0, trained.output
+    assert "3 classes: 0 1, 1 9, 2 10" in trained.stderr
+    assert json.loads(trained.stdout)["classes"] == ["1", "9", "10"]
+    state = folder / "run" / "checkpoint.safetensors"
+    tested = run("eval", folder, "--data", numbers, "--state", state)
+    assert tested.stdout.startswith("3 classes: 0 1, 1 9, 2 10\naccuracy ")
+    assert json.loads(run("eval", folder, "--data", numbers, "--json").stdout)["classes"] == ["1", "9", "10"]
+    said = f"{state}: class 1 is '9', but in the data '10'"
+    refused(said, "eval", folder, "--data", others, "--state", state)
+    refused(said, "train", folder, "--data", others, "--epochs", "1", "--resume")
+    refused(said, "train", folder, "--data", others, "--epochs", "1", "--state", state, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "inspect", "diff", "verify", "eval", "train", "export"])
+def test_a_mixed_folder_is_refused_by_whatever_opens_it(command: str, folder: Path, data_file: Path, tmp_path: Path) -> None:
+    """Also where the file that is another is none that the command would read."""
+    options = {"eval": ["--data", data_file], "train": ["--data", data_file, "--epochs", "1"]}
+    options["export"] = ["--target", "onnxruntime", "-o", tmp_path / "out"]
+    (folder / "forward.onnx").write_bytes((folder / "int_eval.onnx").read_bytes())
+    refused(
+        f"{folder / 'forward.onnx'}: not the file that manifest.json was written with", command, folder, *options.get(command, [])
+    )
+
+
 def test_bad_input_is_one_line_and_writes_nothing(folder: Path, data_file: Path, tmp_path: Path) -> None:
     junk = tmp_path / "junk.npz"
     junk.write_bytes(b"PK junk")

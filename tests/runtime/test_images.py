@@ -201,7 +201,7 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
 
 
 def test_classes_in_a_line() -> None:
-    assert described(["ant", "b\x1b[2Jee"]) == "2 classes: 0 ant, 1 'b\\x1b[2Jee'"
+    assert described(["ant", "b\x1b[2Jee"]) == "2 classes: 0 ant, 1 b\\x1b[2Jee"
     assert described([f"c{i}" for i in range(1000)]).endswith("17 c17, ..., 999 c999") is True
 
 

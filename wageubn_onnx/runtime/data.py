@@ -16,6 +16,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.files import atomic_write
 from wageubn_onnx.runtime.images import read_folders
 from wageubn_onnx.runtime.npz import read_npz
+from wageubn_onnx.terminal import printable
 
 Array = NDArray[Any]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -83,7 +84,7 @@ def check_classes(where: str, trained: Sequence[str] | None, data: Dataset) -> N
 
 def described(classes: Sequence[str]) -> str:
     """What the labels stand for, in a line: all of few classes, the first and the last of many."""
-    shown = [f"{index} {name if name.isprintable() else ascii(name)}" for index, name in enumerate(classes)]
+    shown = [f"{index} {printable(name)}" for index, name in enumerate(classes)]
     if len(shown) > MANY:
         shown = [*shown[: MANY - 2], "...", shown[-1]]
     return f"{len(classes)} classes: {', '.join(shown)}"

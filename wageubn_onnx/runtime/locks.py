@@ -27,9 +27,9 @@ def lock(path: Path, wait: bool = False) -> int | None:
         except BlockingIOError:
             os.close(held)
             return None
-        except BaseException:
+        except OSError as error:
             os.close(held)
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from None
         os.close(held)  # meanwhile something else has come to lie there
 
 

@@ -52,6 +52,8 @@ def read_npz(source: Path, names: Sequence[str]) -> dict[str, Array]:
 
 def _size(source: Path, content: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) -> int:
     """Bytes of an array, which its header claims and its entry has."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise WageubnError(f"{source}: {name} is compressed as numpy never does; write it with numpy.savez or savez_compressed")
     if entry.file_size > DEFLATE * (entry.compress_size + 1):
         raise WageubnError(f"{source}: {name} claims {entry.file_size:,} bytes, more than its {entry.compress_size:,} can hold")
     with content.open(entry) as file:
