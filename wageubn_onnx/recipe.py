@@ -71,24 +71,24 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line; the same recipe gives the same text."""
-        c, p = self.config, self.config.profile
+        config, profile = self.config, self.config.profile
         return json.dumps(
             {
                 "network": base64.b64encode(self.network.SerializeToString(deterministic=True)).decode(),
                 "frozen": list(self.frozen),
                 "magnitudes": dict(self.magnitudes),
-                "ranges": {layer: {str(channel): list(m) for channel, m in found.items()} for layer, found in self.ranges.items()},
-                "batch": c.batch,
-                "input": {"scale": c.scale, "mean": list(c.mean), "std": list(c.std)},
-                "weight_decay": c.weight_decay,
-                "expose_gradients": c.expose_gradients,
-                "health": c.health,
+                "ranges": {layer: {str(c): list(m) for c, m in found.items()} for layer, found in self.ranges.items()},
+                "batch": config.batch,
+                "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
+                "weight_decay": config.weight_decay,
+                "expose_gradients": config.expose_gradients,
+                "health": config.health,
                 "profile": {
-                    "name": p.name,
-                    "momentum": p.momentum,
-                    "constant_bits": p.constant_bits,
-                    "formats": table(p.formats),
-                    "exceptions": [{"layers": layers, "formats": table(formats)} for layers, formats in p.exceptions],
+                    "name": profile.name,
+                    "momentum": profile.momentum,
+                    "constant_bits": profile.constant_bits,
+                    "formats": table(profile.formats),
+                    "exceptions": [{"layers": layers, "formats": table(formats)} for layers, formats in profile.exceptions],
                 },
             },
             sort_keys=True,
@@ -150,9 +150,9 @@ class Recipe:
         if isinstance(found, list):
             fits = len(found) == shape[0] and all(e is None or (isinstance(e, int) and -150 < e < 128) for e in found)
             _require(fits, f"the magnitudes of {key!r} are not one a channel")
-            value = np.zeros((shape[0], math.prod(shape[1:])), np.float32)
-            value[:, 0] = [0.0 if e is None else 2.0 ** (e - 1) for e in found]
-            return value.reshape(shape)
+            rows = np.zeros((shape[0], math.prod(shape[1:])), np.float32)
+            rows[:, 0] = [0.0 if e is None else 2.0 ** (e - 1) for e in found]
+            return rows.reshape(shape)
         value = np.zeros(math.prod(shape), np.float32)
         value[0] = _number(found, f"the magnitude of {key!r}")
         return value.reshape(shape)
@@ -207,7 +207,7 @@ def _read(network: onnx.ModelProto, values: Mapping[str, Array]) -> gs.Graph:
 
 def _network(text: str) -> onnx.ModelProto:
     try:
-        model = onnx.ModelProto.FromString(base64.b64decode(text, validate=True))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(base64.b64decode(text, validate=True))
     except (binascii.Error, google.protobuf.message.DecodeError):
         raise WageubnError("its network is not ONNX") from None
     check_stage(model, "forward")

@@ -182,4 +182,4 @@ def _attribute(node: onnx.NodeProto, other: onnx.NodeProto) -> str:
 
 
 def _plain(attribute: onnx.AttributeProto) -> str:
-    return " ".join(onnx.helper.printable_attribute(attribute).split("=", 1)[-1].split())[:80]
+    return " ".join(str(onnx.helper.printable_attribute(attribute)).split("=", 1)[-1].split())[:80]
