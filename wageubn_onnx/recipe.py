@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 Kind = TypeVar("Kind")
 Numbers = Mapping[int, tuple[float, float, float]]  # channel -> mean, deviation, reach
 LARGEST = 2**29  # elements of all parameters: 2 GiB, more than any network that is converted in memory
+LONGEST = 2**16  # pads, strides, rows of a kernel, images of a batch
 IMAGES = "images"
 MAGNITUDES = ("W", "gamma", "beta", "bias")  # the kinds of parameters that a format depends on
 
@@ -110,6 +111,7 @@ class Recipe:
             health=_get(fields, "health", bool),
             profile=_profile(_get(fields, "profile", dict)),
         )
+        _require(config.batch <= LONGEST, "its batch is larger than any that is trained")
         ranges = {
             layer: {_channel(c): _moments(m) for c, m in _typed(found, dict, f"the range of {layer!r}").items()}
             for layer, found in _get(fields, "ranges", dict).items()
@@ -210,7 +212,15 @@ def _network(text: str) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.ModelProto.FromString(base64.b64decode(text, validate=True))
     except (binascii.Error, google.protobuf.message.DecodeError):
         raise WageubnError("its network is not ONNX") from None
+    graph, dtypes = model.graph, {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    _require(dtypes == {onnx.TensorProto.FLOAT}, "its network has an input or output that is not float32")
+    _require(all(abs(i) <= LONGEST for n in graph.node for a in n.attribute for i in a.ints), "its network has a window out of reason")
     check_stage(model, "forward")
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    _require(all(node.output[0] in read for node in graph.node), "its network has a node that nothing reads")
+    for value in onnx.shape_inference.infer_shapes(model).graph.value_info:
+        size = math.prod(d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value"))
+        _require(size <= LARGEST, f"tensor {value.name!r} of its network is larger than any that is trained")
     images = [value for value in model.graph.input if value.name == IMAGES]
     _require(len(images) == len(model.graph.output) == 1, "its network has not one image and one output")
     _require(all(all(node.input) for node in model.graph.node), "its network leaves out operands")
