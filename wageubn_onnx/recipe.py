@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 Kind = TypeVar("Kind")
 Numbers = Mapping[int, tuple[float, float, float]]  # channel -> mean, deviation, reach
 LARGEST = 2**29  # elements of all parameters: 2 GiB, more than any network that is converted in memory
+LONGEST = 2**16  # pads, strides, rows of a kernel, images of a batch
 IMAGES = "images"
 MAGNITUDES = ("W", "gamma", "beta", "bias")  # the kinds of parameters that a format depends on
 
@@ -71,24 +72,24 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line; the same recipe gives the same text."""
-        c, p = self.config, self.config.profile
+        config, profile = self.config, self.config.profile
         return json.dumps(
             {
                 "network": base64.b64encode(self.network.SerializeToString(deterministic=True)).decode(),
                 "frozen": list(self.frozen),
                 "magnitudes": dict(self.magnitudes),
-                "ranges": {layer: {str(channel): list(m) for channel, m in found.items()} for layer, found in self.ranges.items()},
-                "batch": c.batch,
-                "input": {"scale": c.scale, "mean": list(c.mean), "std": list(c.std)},
-                "weight_decay": c.weight_decay,
-                "expose_gradients": c.expose_gradients,
-                "health": c.health,
+                "ranges": {layer: {str(c): list(m) for c, m in found.items()} for layer, found in self.ranges.items()},
+                "batch": config.batch,
+                "input": {"scale": config.scale, "mean": list(config.mean), "std": list(config.std)},
+                "weight_decay": config.weight_decay,
+                "expose_gradients": config.expose_gradients,
+                "health": config.health,
                 "profile": {
-                    "name": p.name,
-                    "momentum": p.momentum,
-                    "constant_bits": p.constant_bits,
-                    "formats": table(p.formats),
-                    "exceptions": [{"layers": layers, "formats": table(formats)} for layers, formats in p.exceptions],
+                    "name": profile.name,
+                    "momentum": profile.momentum,
+                    "constant_bits": profile.constant_bits,
+                    "formats": table(profile.formats),
+                    "exceptions": [{"layers": layers, "formats": table(formats)} for layers, formats in profile.exceptions],
                 },
             },
             sort_keys=True,
@@ -110,6 +111,7 @@ class Recipe:
             health=_get(fields, "health", bool),
             profile=_profile(_get(fields, "profile", dict)),
         )
+        _require(config.batch <= LONGEST, "its batch is larger than any that is trained")
         ranges = {
             layer: {_channel(c): _moments(m) for c, m in _typed(found, dict, f"the range of {layer!r}").items()}
             for layer, found in _get(fields, "ranges", dict).items()
@@ -150,9 +152,9 @@ class Recipe:
         if isinstance(found, list):
             fits = len(found) == shape[0] and all(e is None or (isinstance(e, int) and -150 < e < 128) for e in found)
             _require(fits, f"the magnitudes of {key!r} are not one a channel")
-            value = np.zeros((shape[0], math.prod(shape[1:])), np.float32)
-            value[:, 0] = [0.0 if e is None else 2.0 ** (e - 1) for e in found]
-            return value.reshape(shape)
+            rows = np.zeros((shape[0], math.prod(shape[1:])), np.float32)
+            rows[:, 0] = [0.0 if e is None else 2.0 ** (e - 1) for e in found]
+            return rows.reshape(shape)
         value = np.zeros(math.prod(shape), np.float32)
         value[0] = _number(found, f"the magnitude of {key!r}")
         return value.reshape(shape)
@@ -207,10 +209,18 @@ def _read(network: onnx.ModelProto, values: Mapping[str, Array]) -> gs.Graph:
 
 def _network(text: str) -> onnx.ModelProto:
     try:
-        model = onnx.ModelProto.FromString(base64.b64decode(text, validate=True))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(base64.b64decode(text, validate=True))
     except (binascii.Error, google.protobuf.message.DecodeError):
         raise WageubnError("its network is not ONNX") from None
+    graph, dtypes = model.graph, {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    _require(dtypes == {onnx.TensorProto.FLOAT}, "its network has an input or output that is not float32")
+    _require(all(abs(i) <= LONGEST for n in graph.node for a in n.attribute for i in a.ints), "its network has a window out of reason")
     check_stage(model, "forward")
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    _require(all(node.output[0] in read for node in graph.node), "its network has a node that nothing reads")
+    for value in onnx.shape_inference.infer_shapes(model).graph.value_info:
+        size = math.prod(d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value"))
+        _require(size <= LARGEST, f"tensor {value.name!r} of its network is larger than any that is trained")
     images = [value for value in model.graph.input if value.name == IMAGES]
     _require(len(images) == len(model.graph.output) == 1, "its network has not one image and one output")
     _require(all(all(node.input) for node in model.graph.node), "its network leaves out operands")

@@ -1,8 +1,8 @@
 """The audit: that nothing float is left or overflows, that layers have their quantizers and kernels are exact.
 
-Nothing that a file says of itself is taken for granted. Its form comes first (form.py), its functions must be the package's own, and
-shapes and dtypes are inferred from the inputs on, without those that it declares. Then two proofs stand side by side: that every
-tensor is computed as the conversion computes it (derivation.py), and that no tensor can overflow (ranges.py).
+Nothing that a file says of itself is taken for granted. Its form comes first (form.py), its functions must be the package's own,
+and shapes and dtypes are inferred from the inputs on, without those that it declares. Then two proofs stand side by side: that
+every tensor is computed as the conversion computes it (derivation.py), and that no tensor can overflow (ranges.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnx
 import onnx.inliner
 import onnx.numpy_helper
 
+from wageubn_onnx import __version__
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, load_model, node_tag
 from wageubn_onnx.proofs.derivation import EVALUATION, TRAINING, Made, differences, remade
@@ -156,6 +157,8 @@ def _check_derivation(model: onnx.ModelProto, origin: Origin | None, report: Rep
         return
     free = made.frozen if origin is None else ()
     report.findings += [Finding("derivation", *found) for found in differences(model, made.proto, free)]
+    if model.producer_version != __version__:
+        report.uncompared.append(f"was made by wageubn-onnx {model.producer_version}, and compared with what {__version__} makes")
     if origin is None:
         report.uncompared.append("network and formats are those of the file's own recipe; audit its folder to compare them, too")
 

@@ -17,12 +17,14 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.config import Config
+from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, PREFIX, Model, node_tag, to_proto
 from wageubn_onnx.proofs.form import metadata
 from wageubn_onnx.recipe import Recipe
 
 TRAINING, EVALUATION = INTEGER_STAGES
 Parameters = Mapping[str, np.ndarray[Any, Any]]
+UNSOUND = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)  # of passes, from a forged recipe
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ def remade(recipe: Recipe, stage: str, parameters: Parameters | None = None) -> 
     """``stage`` from its recipe, with these parameters or others of the same magnitudes, which are in no graph but as constants
     of frozen layers. Raises WageubnError where nothing can be made of it.
     """
+    try:
+        return _remade(recipe, stage, parameters)
+    except UNSOUND as error:
+        raise WageubnError(f"contradicts itself: {type(error).__name__} {error}") from error
+
+
+def _remade(recipe: Recipe, stage: str, parameters: Parameters | None) -> Made:
     from wageubn_onnx import pipeline  # which writes recipes
 
     source = recipe.source(parameters)
@@ -182,4 +191,4 @@ def _attribute(node: onnx.NodeProto, other: onnx.NodeProto) -> str:
 
 
 def _plain(attribute: onnx.AttributeProto) -> str:
-    return " ".join(onnx.helper.printable_attribute(attribute).split("=", 1)[-1].split())[:80]
+    return " ".join(str(onnx.helper.printable_attribute(attribute)).split("=", 1)[-1].split())[:80]
