@@ -28,6 +28,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.external import load_external, refuse_pointer
 from wageubn_onnx.infer import TensorType, dtype_for, infer
 from wageubn_onnx.quantizers.symbols import SYMBOLS
+from wageubn_onnx.sound import check_sound
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # what gs has to say of a graph in the making is nothing for users
 OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
@@ -276,6 +277,10 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     load_external(model, file)
     if not model.graph.node:
         raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    try:
+        check_sound(model)
+    except WageubnError as error:
+        raise WageubnError(f"{file}: {error}") from None
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from wageubn_onnx.passes.importing.refusals import refuse_unknown
 from wageubn_onnx.passes.importing.spelling import respell
 from wageubn_onnx.passes.importing.surgery import at, origins, values
 from wageubn_onnx.passes.importing.windows import padding
+from wageubn_onnx.sound import MOST_ELEMENTS
 
 
 def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
@@ -62,7 +64,14 @@ def build_forward(source: gs.Graph, name: str) -> Model:
 
     Raises WageubnError for anything unsound or unsupported, naming node and operator.
     """
+    if len(source.nodes) > MOST_NODES:
+        raise WageubnError(
+            f"{len(source.nodes):,} nodes are left to convert, and {MOST_NODES:,} can be (a ResNet-1202 has 4,206)"
+        )
     return _Forward(source, name).build()
+
+
+MOST_NODES = 5_000  # each becomes some hundred of the step
 
 
 class _Forward:
@@ -81,11 +90,22 @@ class _Forward:
             self.values[image.name] = model.named["images"]
             for node in self.source.nodes:
                 with model.context(layer=layer_name(node), source=",".join(origins(node)), path="A"):
-                    self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
+                    self.values[node.outputs[0].name] = self._sized(BUILDERS[node.op](self, node), node)
         logits = self.values[self.source.outputs[0].name]
         model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
         return model
+
+    @staticmethod
+    def _sized(result: Tensor, node: gs.Node) -> Tensor:
+        """A result with something in it, and not more than memory could hold."""
+        sizes = result.shape[1:]
+        if not 0 < math.prod(sizes) <= MOST_ELEMENTS:
+            raise WageubnError(
+                f"{at(node)}: {node.op} makes {list(sizes)} of each image; it must be 1 to {MOST_ELEMENTS:,} elements: give a smaller "
+                "image, or correct the export"
+            )
+        return result
 
     def operand(self, tensor: gs.Tensor, node: gs.Node) -> Tensor:
         if tensor.name not in self.values:
