@@ -77,9 +77,7 @@ class Recipe:
                 "network": base64.b64encode(self.network.SerializeToString(deterministic=True)).decode(),
                 "frozen": list(self.frozen),
                 "magnitudes": dict(self.magnitudes),
-                "ranges": {
-                    layer: {str(channel): list(m) for channel, m in found.items()} for layer, found in self.ranges.items()
-                },
+                "ranges": {layer: {str(channel): list(m) for channel, m in found.items()} for layer, found in self.ranges.items()},
                 "batch": c.batch,
                 "input": {"scale": c.scale, "mean": list(c.mean), "std": list(c.std)},
                 "weight_decay": c.weight_decay,

@@ -1,7 +1,7 @@
 """What every reader of an ONNX file may rely on, asked once, as the file is loaded, before anything of onnx walks through it.
 
-A file may claim anything: numbers that it does not hold, functions that call themselves, types that ONNX does not have. onnx.checker
-looks at what operators ask for; this looks at what the checker, the inliner and numpy take for granted.
+A file may claim anything: numbers that it does not hold, functions that call themselves, types that ONNX does not have.
+onnx.checker looks at what operators ask for; this looks at what the checker, the inliner and numpy take for granted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from onnx import AttributeProto, TensorProto
 from wageubn_onnx.errors import WageubnError
 
 MOST_NODES = 500_000  # with every function in place of its calls: ten times a ResNet-152's training step
+MOST_ELEMENTS = 2**28  # of what a network makes of one image, in one tensor
 MOST_RANK = 64  # numpy's own limit
 TYPES = frozenset(TensorProto.DataType.values())
 FIELDS = {  # where an attribute's value of each type lies
@@ -56,9 +57,9 @@ BYTE = (1, "int32_data", 1)  # of all other types
 def check_sound(model: onnx.ModelProto) -> None:
     """Raise WageubnError, in one line that names the place, where ``model`` is not what it claims to be.
 
-    Afterwards: all texts are text; every tensor has a known type and the numbers that its shape claims; every attribute has a type
-    and a value of it; every node has an operator and a result; no function calls itself, and with all of them in place of their
-    calls the model has at most `MOST_NODES` nodes. Data in other files must have been loaded.
+    Afterwards: all texts are text; every tensor has a known type and the numbers that its shape claims; every attribute has a
+    type and a value of it; every node has an operator and a result; no two functions have one name, none calls itself, and with
+    all of them in place of their calls the model has at most `MOST_NODES` nodes. Data in other files must have been loaded.
     """
     _check_text(model)
     for value in _values(model):
@@ -140,14 +141,9 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
 
 
 def _check_sparse(sparse: onnx.SparseTensorProto, where: str) -> None:
-    """Values and the places of all of them, within a shape."""
+    """Its values and their places; whoever writes it out looks at the shape that it claims."""
     _check_tensor(sparse.values, where)
     _check_tensor(sparse.indices, f"{where}, indices")
-    if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) > MOST_ELEMENTS:
-        raise WageubnError(f"{where}: claims the shape {list(sparse.dims)}; at most {MOST_ELEMENTS} elements can be read")
-
-
-MOST_ELEMENTS = 2**28  # of a tensor that is not written out: of a map for one image, of a sparse tensor
 
 
 def _check_nodes(nodes: Iterable[onnx.NodeProto], where: str) -> None:
@@ -188,6 +184,8 @@ def _check_calls(model: onnx.ModelProto) -> None:
     def size(nodes: Iterable[onnx.NodeProto]) -> int:
         return sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in nodes)
 
+    if len(bodies) < len(model.functions):
+        raise WageubnError("two functions have one domain, name and overload; export the model again")
     for root in bodies:
         pending, open_calls = [root], set[tuple[str, str, str]]()
         while pending:

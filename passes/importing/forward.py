@@ -102,8 +102,8 @@ class _Forward:
         sizes = result.shape[1:]
         if not 0 < math.prod(sizes) <= MOST_ELEMENTS:
             raise WageubnError(
-                f"{at(node)}: {node.op} makes {list(sizes)} of each image; it must be 1 to {MOST_ELEMENTS:,} elements: give a smaller "
-                "image, or correct the export"
+                f"{at(node)}: {node.op} makes {list(sizes)} of each image; it must be 1 to {MOST_ELEMENTS:,} elements: give a "
+                "smaller image, or correct the export"
             )
         return result
 

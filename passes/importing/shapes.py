@@ -79,10 +79,10 @@ def _misfit(model: onnx.ModelProto) -> str:
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        text = " ".join(str(error).split())
+        text = re.sub(r"\[ShapeInferenceError\] *", "", " ".join(str(error).split()))
         found = re.search(r"\(op_type:([^,]*), node name: (.*?)\):? *(.*)", text)
-        where = f"node {found[2]!r}: the operands of {found[1]}" if found else "its shapes"
-        return f"{where} do not fit ({re.sub(r'[[]ShapeInferenceError[]] *', '', found[3] if found else text)[:200]}); correct the export"
+        where, reason = (f"node {found[2]!r}: the operands of {found[1]}", found[3]) if found else ("its shapes", text)
+        return f"{where} do not fit ({reason[:200]}); correct the export"
     return ""
 
 

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from networks import BATCH, MEAN, STD, images, labels, run_ort
+from networks import BATCH, MEAN, STD, images, labels, run_ort, tiny
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
@@ -141,9 +141,7 @@ def overload_that_is_nowhere(model: Model) -> None:
 
 def function_in_place_of_an_operator(model: Model) -> None:
     opset = [helper.make_opsetid("", 18)]
-    model.functions.append(
-        helper.make_function("", "Add", ["a", "b"], ["c"], [helper.make_node("Sub", ["a", "b"], ["c"])], opset)
-    )
+    model.functions.append(helper.make_function("", "Add", ["a", "b"], ["c"], [helper.make_node("Sub", ["a", "b"], ["c"])], opset))
 
 
 def function_of_another_domain(model: Model) -> None:
@@ -211,7 +209,6 @@ def state_more(model: Model) -> None:
     model.graph.output.append(helper.make_tensor_value_info("bonus.next", T.INT32, []))
     change_json(model, "ranges", lambda ranges: ranges | {"bonus": [0, 9]})
 
-
 def input_with_a_default(model: Model) -> None:
     stored(model, "lr", 2047)
 
@@ -262,9 +259,7 @@ def kept_alive_by_zero(model: Model) -> None:
         [
             helper.make_node("Cast", [q], ["wide"], "wide", to=T.INT32),
             helper.make_node("Mul", ["wide", stored(model, "nothing", 0)], ["none"], "none"),
-            helper.make_node(
-                "Clip", [node.input[0], stored(model, "low", -127), stored(model, "high", 127)], ["clipped"], "clip"
-            ),
+            helper.make_node("Clip", [node.input[0], stored(model, "low", -127), stored(model, "high", 127)], ["clipped"], "clip"),
             helper.make_node("Add", ["clipped", "none"], ["sum"], "sum"),
             helper.make_node("Cast", ["sum"], [out], "cast", to=T.INT8),
         ]
@@ -417,9 +412,7 @@ def tensor_made_twice(model: Model) -> None:
 def graph_within(model: Model) -> None:
     """It reads what lies outside."""
     branches = [
-        helper.make_graph(
-            [helper.make_node("Identity", [name], [f"{name}.here"])], "b", [], [onnx.ValueInfoProto(name=f"{name}.here")]
-        )
+        helper.make_graph([helper.make_node("Identity", [name], [f"{name}.here"])], "b", [], [onnx.ValueInfoProto(name=f"{name}.here")])
         for name in ("lr", "seed")
     ]
     rate = next(n for n in model.graph.node if "lr" in n.input)
@@ -686,16 +679,7 @@ class Mutator:
         prop = self.pick(model.metadata_props)
         text = prop.value
         at = int(self.random.integers(len(text)))
-        texts = [
-            "",
-            "[" * 100_000,
-            "null",
-            "[]",
-            '{"a": 1}',
-            text[:at],
-            text[:at] + "9" + text[at + 1 :],
-            text.replace("a1", "a2"),
-        ]
+        texts = ["", "[" * 100_000, "null", "[]", '{"a": 1}', text[:at], text[:at] + "9" + text[at + 1 :], text.replace("a1", "a2")]
         prop.value = self.pick(texts)
         prop.key = self.pick([prop.key, prop.key, prop.key, "wageubn.other"])
 

@@ -318,7 +318,9 @@ def test_a_new_run_starts_from_a_trained_state(folder: Path, data: Dataset, tmp_
     for key, value in reference.state().items():
         np.testing.assert_array_equal(session.state()[key], value)
     assert session.state()["step"] == 11
-    with pytest.raises(WageubnError, match="has epochs 3, not 1; .* new run from its state, give --state .*/one/checkpoint"):
+    with pytest.raises(
+        WageubnError, match="has epochs 3, not 1; .* new run from its state, give --state .*/one/checkpoint"
+    ):
         train(TrainingSession(folder), other, plan, tmp_path / "one", resume=True, console=quiet())
 
 
