@@ -62,6 +62,9 @@ def check_sound(model: onnx.ModelProto) -> None:
     all of them in place of their calls the model has at most `MOST_NODES` nodes. Data in other files must have been loaded.
     """
     _check_text(model)
+    for opset in (*model.opset_import, *(o for f in model.functions for o in f.opset_import)):
+        if not 0 <= opset.version < 2**31:
+            raise WageubnError(f"opset {opset.version} of {opset.domain or 'ai.onnx'!r}: no such version; export the model again")
     for value in _values(model):
         element = value.type.tensor_type.elem_type
         if element not in TYPES:
