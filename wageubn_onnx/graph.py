@@ -24,10 +24,11 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from wageubn_onnx import __version__
-from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.external import load_external, refuse_pointer
 from wageubn_onnx.infer import TensorType, dtype_for, infer
 from wageubn_onnx.quantizers.symbols import SYMBOLS
+from wageubn_onnx.sound import check_sound
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # what gs has to say of a graph in the making is nothing for users
 OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it
@@ -178,16 +179,15 @@ class Model:
 
     def constant(self, value: Any, dtype: Any = np.float32, name: str = "const") -> Tensor:
         """An initializer of its own; ``value`` as numpy takes it."""
-        array = np.asarray(value, dtype=dtype)
         layer = self._context.layer
-        return gs.Constant(self.unique(f"{layer}/{name}" if layer else name), array)
+        return gs.Constant(self.unique(f"{layer}/{name}" if layer else name), self._array(value, dtype))
 
     def ints(self, *values: int) -> Tensor:
         """An int64 list operand (axes, shapes, pads); equal lists share one initializer."""
         name = "ints/" + "_".join(map(str, values))
         if name not in self._shared:
             self._names.add(name)
-            self._shared[name] = gs.Constant(name, np.asarray(values, np.int64))
+            self._shared[name] = gs.Constant(name, self._array(values, np.int64))
         return self._shared[name]
 
     def scalar(self, value: Any, dtype: Any = np.float32) -> Tensor:
@@ -195,8 +195,16 @@ class Model:
         name = f"scalar/{np.dtype(dtype).name}/{value!r}"
         if name not in self._shared:
             self._names.add(name)
-            self._shared[name] = gs.Constant(name, np.asarray(value, dtype))
+            self._shared[name] = gs.Constant(name, self._array(value, dtype))
         return self._shared[name]
+
+    def _array(self, value: Any, dtype: Any) -> np.ndarray[Any, Any]:
+        """Raises ProofFailed for an integer beyond ``dtype``: of weights, sizes or options that no trained network has."""
+        try:
+            return np.asarray(value, dtype)
+        except OverflowError:
+            where = f"layer {self._context.layer!r}: " if self._context.layer else ""
+            raise ProofFailed(f"{where}{value} does not fit {np.dtype(dtype).name}; check the weights and the options") from None
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> Tensor:
         tensor = gs.Variable(self.unique(name), dtype=np.dtype(dtype), shape=list(shape))
@@ -276,6 +284,10 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     load_external(model, file)
     if not model.graph.node:
         raise WageubnError(f"{file}: not an ONNX model (no graph in it)")
+    try:
+        check_sound(model)
+    except WageubnError as error:
+        raise WageubnError(f"{file}: {error}") from None
     return model
 
 

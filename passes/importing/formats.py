@@ -12,6 +12,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.importing.forward import MOST_MAGNITUDE
 from wageubn_onnx.profiles import Format
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +31,11 @@ def note_ranges(g: Model, config: Config) -> None:
     expected = ranges.estimate(g, bounds)
     if config.calibrate is not None:
         expected |= ranges.measure(g, normalised(config.calibrate, config))
+    for node in g.graph.nodes:
+        reach = float(expected[node.outputs[0].name].reach.max(initial=0))
+        if not reach <= MOST_MAGNITUDE:
+            layer = g.tag(node.outputs[0]).layer
+            raise WageubnError(f"layer {layer!r}: its values may reach {reach:.2g}, beyond 2^60; export a healthy checkpoint")
     for node in g.graph.nodes:
         if ranges.is_affine(g, node):
             x, form = expected[node.inputs[0].name], config.profile.format("BN.x", g.tag(node.outputs[0]).layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from wageubn_onnx.passes.importing.refusals import refuse_unknown
 from wageubn_onnx.passes.importing.spelling import respell
 from wageubn_onnx.passes.importing.surgery import at, origins, values
 from wageubn_onnx.passes.importing.windows import padding
+from wageubn_onnx.sound import MOST_ELEMENTS
 
 
 def import_forward(path: str | os.PathLike[str], config: Config) -> Model:
@@ -53,7 +55,15 @@ def build_forward(source: gs.Graph, name: str) -> Model:
 
     Raises WageubnError for anything unsound or unsupported, naming node and operator.
     """
+    if len(source.nodes) > MOST_NODES:
+        raise WageubnError(
+            f"{len(source.nodes):,} nodes are left to convert, and {MOST_NODES:,} can be (a ResNet-1202 has 4,206)"
+        )
     return _Forward(source, name).build()
+
+
+MOST_MAGNITUDE = 2.0**60  # of a parameter: beyond it, float32 itself ends after few layers
+MOST_NODES = 5_000  # each becomes some hundred of the step
 
 
 class _Forward:
@@ -72,11 +82,22 @@ class _Forward:
             self.values[image.name] = model.named["images"]
             for node in self.source.nodes:
                 with model.context(layer=layer_name(node), source=",".join(origins(node)), path="A"):
-                    self.values[node.outputs[0].name] = BUILDERS[node.op](self, node)
+                    self.values[node.outputs[0].name] = self._sized(BUILDERS[node.op](self, node), node)
         logits = self.values[self.source.outputs[0].name]
         model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
         return model
+
+    @staticmethod
+    def _sized(result: Tensor, node: gs.Node) -> Tensor:
+        """A result with something in it, and not more than memory could hold."""
+        sizes = result.shape[1:]
+        if not 0 < math.prod(sizes) <= MOST_ELEMENTS:
+            raise WageubnError(
+                f"{at(node)}: {node.op} makes {list(sizes)} of each image; it must be 1 to {MOST_ELEMENTS:,} elements: give a "
+                "smaller image, or correct the export"
+            )
+        return result
 
     def operand(self, tensor: gs.Tensor, node: gs.Node) -> Tensor:
         if tensor.name not in self.values:
@@ -91,8 +112,8 @@ class _Forward:
             raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is shared with another node; give each node its own")
         if tensor.values.dtype != np.float32:
             raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} is {tensor.values.dtype}; export in float32")
-        if not np.isfinite(tensor.values).all():
-            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} comes to NaN or infinity; export a healthy checkpoint")
+        if not (abs(tensor.values) <= MOST_MAGNITUDE).all():
+            raise WageubnError(f"{at(node)}: its {kind} {tensor.name!r} comes to NaN or beyond 2^60; export a healthy checkpoint")
         path = f"BN.{kind}" if kind.startswith("running") else kind
         with self.model.context(path=path):
             return self.model.state(tensor.name, kind, layer_name(node), np.ascontiguousarray(tensor.values)).tensor
@@ -115,10 +136,10 @@ class _Forward:
         y = self.model.op("Conv", x, w, name="conv", role="C", group=group, **attrs)
         if len(node.inputs) < 3 or node.inputs[2].is_empty():
             return y
-        users = node.outputs[0].outputs
-        if len(users) == 1 and users[0].op == "BatchNormalization":  # BN subtracts the bias again: it moves into the mean
-            mean = users[0].inputs[3]
-            mean.values = mean.values - node.inputs[2].values
+        users, bias = node.outputs[0].outputs, values(node, 2)
+        mean = values(users[0], 3) if [user.op for user in users] == ["BatchNormalization"] else None
+        if mean is not None and bias is not None and users[0].inputs[0] is node.outputs[0]:  # BN subtracts it again
+            users[0].inputs[3].values = mean - bias
             return y
         b = self.parameter(node.inputs[2], "bias", node)
         y.inputs[0].inputs.append(b)
@@ -247,10 +268,21 @@ def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
         for axis in range(2):
             geometry = (kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis])
             pads[axis + 2] += _ceiling(x.shape[2 + axis], *geometry)
+    if math.prod(kernel) > MOST_TAPS:
+        raise UnsupportedOperator(f"{at(node)}: {node.op} over windows of {kernel} has no rule; {MOST_TAPS:,} pixels at most")
     for axis in range(2):
-        if window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis]) < 1:
+        windows = window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis])
+        if windows == 1:
+            strides[axis] = 1  # nothing is a stride away
+        if windows < 1:
             raise WageubnError(f"{at(node)}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
+    padded = [x.shape[2 + axis] + pads[axis] + pads[axis + 2] for axis in range(2)]
+    if math.prod((x.shape[1], *padded)) > MOST_ELEMENTS or math.prod(strides) > MOST_TAPS:
+        raise WageubnError(f"{at(node)}: {node.op} with pads {pads} and strides {strides} has no rule; correct the export")
     return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+
+
+MOST_TAPS = 1024  # pixels of a window, and of a stride's step: each is a node of the step
 
 
 def _ceiling(size: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:

@@ -63,6 +63,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     except onnx.checker.ValidationError as error:
         raise WageubnError(f"{file}: not a valid ONNX model ({_line(error)})") from None
     _name_nodes(model.graph)
+    _drop_empty_lists(model.graph)
     values = {tensor.name: _numbers(tensor, file) for tensor in weights}
     for tensor in model.graph.initializer:
         _numbers(tensor, file)
@@ -78,6 +79,15 @@ def _make_dense(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
                 attribute.CopyFrom(helper.make_attribute("value", dense(attribute.sparse_tensor)))
+
+
+def _drop_empty_lists(graph: onnx.GraphProto) -> None:
+    """An attribute without any number, which runtimes take for one that is not given."""
+    for node in graph.node:
+        given = [a for a in node.attribute if a.type not in (a.INTS, a.FLOATS, a.STRINGS) or a.ints or a.floats or a.strings]
+        if len(given) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(given)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

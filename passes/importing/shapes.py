@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -10,6 +12,7 @@ from onnx import TensorProto as T
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.passes.importing.constants import NARROW, SMALL, fold
+from wageubn_onnx.passes.importing.contradictions import refuse_contradictions
 from wageubn_onnx.passes.importing.read import Source
 from wageubn_onnx.passes.importing.surgery import Array, Rewrite, at, bypass, note_sources, redirect, rewrite_all
 
@@ -20,7 +23,7 @@ COLOURS = (1, 3)  # channels by which an image's layout is known
 def folded(source: Source, config: Config) -> gs.Graph:
     """The source with every shape known and every constant folded, one input and its weights as constants.
 
-    Raises WageubnError where its input is not one float image tensor of known size.
+    Raises WageubnError where its input is not one float image tensor of known size, or operands do not fit their operators.
     """
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
@@ -28,7 +31,9 @@ def folded(source: Source, config: Config) -> gs.Graph:
     weights = dict(source.weights)
     graph = _folded(_inferred(model, data_prop=False))  # onnx would list every element of a constant that claims gigabytes
     for _ in range(2):  # what is folded gives shapes that data_prop alone does not
-        graph = _folded(_inferred(gs.export_onnx(_detached(graph, weights)), data_prop=True))
+        light = gs.export_onnx(_detached(graph, weights))
+        graph = _folded(_inferred(light, data_prop=True))
+    misfit = _misfit(light)
     note_sources(graph)
     tensors = graph.tensors()
     for name, value in weights.items():
@@ -37,6 +42,9 @@ def folded(source: Source, config: Config) -> gs.Graph:
     graph.inputs = [i for i in graph.inputs if isinstance(i, gs.Variable)]
     _folded(graph)
     _refuse_other_precision(graph)
+    refuse_contradictions(graph)
+    if misfit:
+        raise WageubnError(misfit)
     return graph
 
 
@@ -76,6 +84,18 @@ def _inferred(model: onnx.ModelProto, data_prop: bool) -> gs.Graph:
         return gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=data_prop))
     except onnx.shape_inference.InferenceError as error:
         raise WageubnError(f"its shapes do not fit together ({' '.join(str(error).split())[:200]})") from None
+
+
+def _misfit(model: onnx.ModelProto) -> str:
+    """What onnx says of the first node whose operands do not fit its operator, where one does not; inference passes that over."""
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        text = re.sub(r"\[ShapeInferenceError\] *", "", " ".join(str(error).split()))
+        found = re.search(r"\(op_type:([^,]*), node name: (.*?)\):? *(.*)", text)
+        where, reason = (f"node {found[2]!r}: the operands of {found[1]}", found[3]) if found else ("its shapes", text)
+        return f"{where} do not fit ({reason[:200]}); correct the export"
+    return ""
 
 
 def _as_it_is(graph: gs.Graph, node: gs.Node) -> bool:

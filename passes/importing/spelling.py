@@ -12,7 +12,6 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.config import Config
 from wageubn_onnx.passes.importing.affine import affine
 from wageubn_onnx.passes.importing.channels import CHANNELS
-from wageubn_onnx.passes.importing.contradictions import refuse_contradictions
 from wageubn_onnx.passes.importing.features import features_before_flatten
 from wageubn_onnx.passes.importing.heads import (
     RESHAPES,
@@ -40,7 +39,6 @@ def respell(source: Source, config: Config) -> gs.Graph:
     Raises WageubnError where the network's input is not one float image tensor of known size, or a node contradicts itself.
     """
     graph = folded(source, config)
-    refuse_contradictions(graph)
     to_nchw(graph, config.layout)
     rewrite_all(graph, CHANNELS)
     rewrite_all(graph, REWRITES)

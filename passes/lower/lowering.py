@@ -120,6 +120,7 @@ class Lowering:
         if up < 0:
             raise WageubnError(f"node {node.name!r}: {node.op} would lose the low bits of an operand; this is a fault of a pass")
         factor = 2**up
+        self.checked(max(x.bound, 1) * factor, INT64_LIMIT, node)
         dtype = np.int32 if factor < INT32_LIMIT else np.int64
         product = self.multiply(x, Fixed(self.g.scalar(factor, dtype), Exponent(), factor, factor), node)
         return Fixed(product.tensor, x.exponent + (-up), product.lo, product.hi)

@@ -164,7 +164,9 @@ def _root(lower: Lowering, node: gs.Node, value: Root, target: Exponent) -> Fixe
         offset = lower.cast(epsilon.tensor, np.int64)
     else:
         numbers, exponent = mantissas(epsilon.values)
-        offset = g.constant((numbers * 2 ** (exponent - unit.static)).astype(np.int64), np.int64, name="epsilon")
+        whole = numbers * 2 ** (exponent - unit.static)
+        lower.checked(int(max(whole.flat)), RATIO_LIMIT, node)
+        offset = g.constant(whole.astype(np.int64), np.int64, name="epsilon")
     inputs = [lower.cast(ratio.numerator.tensor, np.int64), count, g.scalar(factor, np.int64), offset]
     return _emit(lower, node, integer.DIRECT_ROOT, inputs, target, node.outputs[0].shape)
 

@@ -108,22 +108,24 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _convolution(weight: int) -> Cost:
     """Every output element sums over a kernel: w [O, I/G, ...] at that position of the operands."""
-    return lambda tensors, node: tensors[node.output[0]].elements * math.prod(_sizes(tensors[node.input[weight]])[1:])
+    return lambda tensors, node: tensors[node.output[0]].elements * math.prod(_sizes(tensors, node, weight)[1:])
 
 
 def _transposed(tensors: Tensors, node: onnx.NodeProto) -> int:
     """Every input element meets a kernel: w [I, O/G, ...]."""
-    return tensors[node.input[0]].elements * math.prod(_sizes(tensors[node.input[1]])[1:])
+    return math.prod(_sizes(tensors, node, 0)) * math.prod(_sizes(tensors, node, 1)[1:])
 
 
 def _product(tensors: Tensors, node: onnx.NodeProto) -> int:
     """Every output element sums over the rows of the second operand, or, transposed, over its columns."""
-    sizes = _sizes(tensors[node.input[3 if node.op_type == "QLinearMatMul" else 1]])
+    sizes = _sizes(tensors, node, 3 if node.op_type == "QLinearMatMul" else 1)
     turned = any(a.name == "transB" and a.i for a in node.attribute)
-    return tensors[node.output[0]].elements * (sizes[-1] if turned or len(sizes) == 1 else sizes[-2])
+    return tensors[node.output[0]].elements * (sizes[-1:] if turned else sizes[-2:] or [0])[0]
 
 
-def _sizes(tensor: Tensor) -> list[int]:
+def _sizes(tensors: Tensors, node: onnx.NodeProto, position: int) -> list[int]:
+    """Of an operand, with 1 for what is not a number; [0] where the node has none there."""
+    tensor = tensors[node.input[position]] if position < len(node.input) else NOTHING
     return [d if isinstance(d, int) else 1 for d in tensor.shape]
 
 
