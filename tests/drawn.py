@@ -1,7 +1,7 @@
 """Networks for property-based tests: small, and degenerate wherever they may be.
 
-`sources` is a hypothesis strategy of `Source`: a network as a user might have it, and the options of its conversion. What is drawn is
-a description, so that a failing example prints as one that can be written down again.
+`sources` is a hypothesis strategy of `Source`: a network as a user might have it, and the options of its conversion. What is
+drawn is a description, so that a failing example prints as one that can be written down again.
 """
 
 from __future__ import annotations
@@ -131,7 +131,11 @@ class _Built:
 
     def _layer(self, layer: Layer, x: str, name: str) -> str:
         c, *size = self.size
-        pads = layer.pads if layer.kind == "conv" else tuple(min(p, k - 1) for p, k in zip(layer.pads, layer.kernel * 2, strict=True))
+        pads = (
+            layer.pads
+            if layer.kind == "conv"
+            else tuple(min(p, k - 1) for p, k in zip(layer.pads, layer.kernel * 2, strict=True))
+        )
         dilation = layer.dilation if layer.kind == "conv" else 1
         padded = [size[i] + pads[i] + pads[2 + i] for i in range(2)]
         out = [(padded[i] - dilation * (layer.kernel[i] - 1) - 1) // layer.strides[i] + 1 for i in range(2)]
@@ -181,9 +185,7 @@ layers = st.builds(
     kernel=_pairs(1, 2, 3, 5),
     strides=_pairs(1, 2, 3, 4),
     dilation=st.integers(1, 2),
-    pads=st.one_of(
-        st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2)]), st.tuples(*[st.integers(0, 2)] * 4)
-    ),
+    pads=st.one_of(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2)]), st.tuples(*[st.integers(0, 2)] * 4)),
     groups=st.sampled_from(["one", "one", "most", "depthwise"]),
     bias=st.booleans(),
     weights=st.sampled_from(["drawn", "drawn", "drawn", "zero", "one", "great"]),

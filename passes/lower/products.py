@@ -97,9 +97,7 @@ def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
     return _bilinear(lower, node, error, turned, product)
 
 
-def _phase(
-    lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]
-) -> Fixed | None:
+def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed | None:
     """One phase of the data gradient, [N, I, *size]: errors e [N, O, OH, OW] by these taps of the turned kernel w.
 
     None where they reach no error, so that the phase is zero.
