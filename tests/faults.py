@@ -73,7 +73,8 @@ def spoilt(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> onnx.M
     changed = onnx.ModelProto()
     changed.CopyFrom(after)
     old = {key for _, key in _nodes(before)}
-    ways = [way for node, key in _nodes(changed) if key not in old for way in _ways(changed, node)]
+    constants = {t.name: t for t in changed.graph.initializer if t.data_type in NUMBERS and np.prod(t.dims) > 0}
+    ways = [way for node, key in _nodes(changed) if key not in old for way in _ways(changed, node, constants)]
     if not ways:
         raise LookupError("nothing that a fault could be planted in")
     ways[np.random.default_rng(seed).integers(len(ways))]()
@@ -95,7 +96,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[str, 
         yield from of(function.node, function.name)
 
 
-def _ways(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[Callable[[], None]]:
+def _ways(model: onnx.ModelProto, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Iterator[Callable[[], None]]:
     """What may be wrong with ``node``."""
     if node.op_type in OTHERWISE:
         yield lambda: setattr(node, "op_type", OTHERWISE[node.op_type])
@@ -106,7 +107,6 @@ def _ways(model: onnx.ModelProto, node: onnx.NodeProto) -> Iterator[Callable[[],
             yield lambda attribute=attribute: setattr(attribute, "i", attribute.i + 1)  # type: ignore[misc]
     if node.op_type == "Constant" and node.attribute[0].name == "value" and node.attribute[0].t.data_type in NUMBERS:
         yield lambda: node.attribute[0].t.CopyFrom(_raised(node.attribute[0].t))
-    constants = {t.name: t for t in model.graph.initializer if t.data_type in NUMBERS and np.prod(t.dims) > 0}
     for at, name in enumerate(node.input):
         if name in constants:
             yield lambda at=at, name=name: _replace(model, node, at, constants[name])  # type: ignore[misc]

@@ -11,13 +11,13 @@ gets its own tensors as outputs. Three questions are asked, in this order.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
@@ -29,7 +29,6 @@ from wageubn_onnx.passes.targets.nodes import copied, without_nodes
 from wageubn_onnx.passes.targets.tidy import BRANCHING
 
 BYTES = 2**28  # of tensors that are looked at together
-UNKNOWN = 2**22  # bytes that a tensor without a declared type counts
 FAULTS: tuple[type[Exception], ...] = (  # what a model that a pass spoilt, or the pass itself, may raise
     WageubnError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
     onnx.checker.ValidationError, onnx.shape_inference.InferenceError,
@@ -215,14 +214,21 @@ def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def portions(model: onnx.ModelProto, wanted: Mapping[str, Any] | set[str]) -> Iterator[list[str]]:
-    """The results of the nodes that are ``wanted``, in order, in portions of at most `BYTES`."""
-    types = {v.name: v.type.tensor_type for v in (*model.graph.value_info, *model.graph.output)}
+    """The results of the nodes that are ``wanted``, in order, in portions of at most `BYTES`.
+
+    A tensor of unknown type counts as much as the greatest.
+    """
+    typed = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type for v in (*typed.value_info, *typed.output)}
+    sizes = {
+        name: math.prod(d.dim_value for d in kind.shape.dim) * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+        for name, kind in types.items()
+        if kind.HasField("shape")
+    }
+    greatest = max(sizes.values(), default=BYTES)
     names, size = list[str](), 0
     for name in (name for node in model.graph.node if node.op_type != "Constant" for name in node.output if name in wanted):
-        bytes_ = UNKNOWN
-        if name in types and types[name].HasField("shape"):
-            count = np.prod([d.dim_value for d in types[name].shape.dim], dtype=np.int64)
-            bytes_ = int(count) * onnx.helper.tensor_dtype_to_np_dtype(types[name].elem_type).itemsize
+        bytes_ = sizes.get(name, greatest)
         if names and size + bytes_ > BYTES:
             yield names
             names, size = [], 0
