@@ -94,10 +94,10 @@ def _qlinear_add(
     described: Attributes, a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b_zero: Array, y_scale: Array,
     y_zero: Array,
 ) -> Array:  # fmt: skip
-    """In float64: each scale by an 8-bit number, and their sum, are exact."""
+    """In float64: each scale by an 8-bit number, and their sum, are exact. The kernel adds the zero point before it rounds."""
     total = _centred(a, a_zero) * np.float64(a_scale / y_scale) + _centred(b, b_zero) * np.float64(b_scale / y_scale)
     limits = np.iinfo(y_zero.dtype)
-    return np.asarray(np.clip(np.rint(total) + int(y_zero), limits.min, limits.max).astype(y_zero.dtype))
+    return np.asarray(np.clip(np.rint(total + int(y_zero)), limits.min, limits.max).astype(y_zero.dtype))
 
 
 def _qlinear_mul(

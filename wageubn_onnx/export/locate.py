@@ -76,11 +76,11 @@ def in_passes(step: onnx.ModelProto, passes: Passes, case: Case) -> Place | None
         return passes.after(count - 1) if count else step
 
     good, bad = 0, len(names)
-    if not _differs(lambda: after(bad), case):
+    if not differs(lambda: after(bad), case):
         return None
     while bad - good > 1:
         middle = (good + bad) // 2
-        good, bad = (good, middle) if _differs(lambda at=middle: after(at), case) else (middle, bad)  # type: ignore[misc]
+        good, bad = (good, middle) if differs(lambda at=middle: after(at), case) else (middle, bad)  # type: ignore[misc]
     cause = f"pass {names[good]}"
     try:
         return _between(after(good), after(bad), case, cause)
@@ -88,7 +88,8 @@ def in_passes(step: onnx.ModelProto, passes: Passes, case: Case) -> Place | None
         return Place(cause, f"none: {one_line(error)}", "none")
 
 
-def _differs(make: Callable[[], onnx.ModelProto], case: Case) -> bool:
+def differs(make: Callable[[], onnx.ModelProto], case: Case) -> bool:
+    """Whether the model gives other outputs in this process's onnxruntime, or cannot be made or run."""
     try:
         model = make()
         return bool(case.differing(run(model, case, [output.name for output in model.graph.output])))
