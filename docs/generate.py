@@ -23,6 +23,12 @@ def page() -> str:
         contract = CONTRACTS[stage.name]
         lines += ["", f"Legal operators: {', '.join(sorted(contract.ops))}"]
         lines += [("and calls of quantize functions." if contract.functions else "and no functions."), ""]
+    lines += [
+        "Targets rewrite `int_training` further, to the same integers: [performance.md](performance.md) has the passes for",
+        "onnxruntime's CPU kernels, [backends.md](backends.md) the other targets, and how `verify` finds the pass or the",
+        "kernel that changes a number.",
+        "",
+    ]
     lines += ["## Symbols", "", "| symbol | role | on |", "| --- | --- | --- |"]
     lines += [f"| {symbol} | {role} | {meaning} |" for role, (symbol, meaning) in SYMBOLS.items()]
     return "\n".join(lines) + "\n"

@@ -120,7 +120,7 @@ def without_each(case: Case, folder: Path, rounds: int, threads: int) -> dict[st
     place, machine = converted(case, folder)[0], kernels()
     step = load_model(place.model("step"))
     left_out = ["", *passes_for(machine), *inlined_passes_for(machine)]
-    models = {left: for_cpu(step, machine, without=left) for left in left_out}
+    models = {left: for_cpu(step, machine, without=(left,)) for left in left_out}
     sessions = {left: open_lowered(folder, model.SerializeToString(), threads) for left, model in models.items()}
     feeds = first_feeds(place, sessions[""])
     times: dict[str, list[float]] = {left: [] for left in left_out}

@@ -196,6 +196,20 @@ def odd(seed: int = 0) -> onnx.ModelProto:
     return with_own_statistics(n.model(n.gemm(x, 10, CLASSES)), seed)
 
 
+def compact(seed: int = 0) -> onnx.ModelProto:
+    """2x12x12 images, 3 classes: a strided stem, a pool, a strided block with a projection.
+
+    Every pass for the CPU finds something to do in it.
+    """
+    n = Net(seed, (2, 12, 12))
+    x = n.relu(n.bn(n.conv("x", "stem", 2, 4, strides=[2, 2]), "stem_bn", 4))
+    x = n.node("MaxPool", x, name="pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])  # 3x3
+    y = n.bn(n.conv(x, "a1", 4, 5, strides=[2, 2]), "a1_bn", 5)
+    x = n.relu(n.node("Add", y, n.conv(x, "a_short", 4, 5, k=1, strides=[2, 2]), name="a_add"))  # 2x2
+    x = n.node("GlobalAveragePool", x, name="gap")
+    return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 5, 3), ("N", 3))
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}

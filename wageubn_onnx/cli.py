@@ -606,7 +606,7 @@ def verify(
 ) -> None:
     """Run the same steps of DIR on every target, and compare every state tensor and output bit for bit.
 
-    Exits with 1 where a target differs; then names step, tensor, element and, where the target can show it, the first node.
+    Exits with 1 where a target differs; then names step, tensor and element, and the pass or kernel and the node where it begins.
     """
     from wageubn_onnx.export.verify import verify as run
 
@@ -619,7 +619,7 @@ def verify(
         _print_json([row.as_json() for row in rows])
     else:
         _print_verified(rows)
-    ctx.exit(1 if any(row.difference for row in rows) else 0)
+    ctx.exit(1 if any(row.wrong for row in rows) else 0)
 
 
 def _print_verified(rows: Sequence[Row]) -> None:
@@ -629,16 +629,17 @@ def _print_verified(rows: Sequence[Row]) -> None:
             row.runner,
             str(row.steps),
             str(row.tensors),
-            row.unavailable or ("differs" if row.difference else "same bits"),
+            row.unavailable or ("differs" if row.difference else "cannot run" if row.failure else "same bits"),
         ]
         for row in rows
     ]
     print_table("Against int_training.onnx in onnxruntime", ["target", "run by", "steps", "tensors compared", "result"], cells)
     for row in rows:
-        if row.difference:
+        if row.wrong:
             d = row.difference
-            where = f"step {d.step}, {d.tensor}{d.index}: {d.found}, not {d.expected}"
-            say(f"{row.target}, {row.runner}: {where}" + (f"; the first node that differs: {d.node}" if d.node else ""))
+            what = f"step {d.step}, {d.tensor}{d.index}: {d.found}, not {d.expected}" if d else row.failure
+            begins = f"; {row.place.described}" if row.place else ""
+            say(f"{row.target}{f', {row.runner}' if row.runner else ''}: {what}{begins}")
 
 
 @cli.group()

@@ -103,10 +103,10 @@ def interleave(g: Model, phases: Mapping[tuple[int, int], Tensor], strides: Sequ
     if (rows, columns) == (1, 1):
         return phases[0, 0]
     dtype = next(iter(phases.values())).dtype
-    zeros = None if len(phases) == rows * columns else g.op("Expand", g.scalar(0, dtype), g.ints(n, c, h, w), name="zeros")
+    empty = None if len(phases) == rows * columns else zeros(g, (n, c, h, w), dtype)
     lines = []
     for i in range(rows):
-        row = [phases.get((i, j), zeros) for j in range(columns)]
+        row = [phases.get((i, j), empty) for j in range(columns)]
         lifted = [g.op("Unsqueeze", x, g.ints(4), name="phase") for x in row]  # [N, C, h, w, 1]
         lines.append(g.op("Concat", *lifted, name="columns", axis=4))
     image = g.op("Concat", *lines, name="rows", axis=3)  # [N, C, h, rows * w, columns]
@@ -114,8 +114,16 @@ def interleave(g: Model, phases: Mapping[tuple[int, int], Tensor], strides: Sequ
     return fit(g, image, (0, 0), size)
 
 
+def zeros(g: Model, shape: Sequence[int], dtype: Any) -> Tensor:
+    """A map of zeros."""
+    return g.op("Expand", g.scalar(0, dtype), g.ints(*shape), name="zeros")
+
+
 def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Place x at ``offset`` (rows, columns, negative to cut) on a zero canvas of ``size``: out[h] = x[h - offset]."""
+    """Place x at ``offset`` (rows, columns, negative to cut) on a zero canvas of ``size``: out[h] = x[h - offset].
+
+    Some of x must lie on the canvas.
+    """
     cut_before = [max(-offset[a], 0) for a in range(2)]
     stop = [min(x.shape[2 + a], size[a] - offset[a]) for a in range(2)]
     if cut_before != [0, 0] or stop != list(x.shape[2:]):
@@ -130,12 +138,15 @@ def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tens
 def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequence[int]) -> Tensor:
     """The transpose of `tap_slices`: every part [N, C, OH, OW] goes back to where its tap looked, and they are summed.
 
-    The sums are made phase by phase, since taps meet only where their positions agree modulo the strides.
+    The sums are made phase by phase, since taps meet only where their positions agree modulo the strides. A tap that sees the
+    padding alone gives nothing back.
     """
     canvas = phase_size(size, window.strides)
     phases: dict[tuple[int, int], Tensor] = {}
     for tap, part in zip(window.taps, parts, strict=True):
         row, column = (Place.of(tap[a] * window.dilations[a] - window.before[a], window.strides[a]) for a in range(2))
+        if any(not -part.shape[2 + a] < place.offset < canvas[a] for a, place in enumerate((row, column))):
+            continue
         placed, key = fit(g, part, (row.offset, column.offset), canvas), (row.phase, column.phase)
         phases[key] = g.op("Add", phases[key], placed, name="scattered") if key in phases else placed
-    return interleave(g, phases, window.strides, size)
+    return interleave(g, phases, window.strides, size) if phases else zeros(g, (*parts[0].shape[:2], *size), parts[0].dtype)

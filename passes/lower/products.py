@@ -6,6 +6,7 @@ first operand is never above 127, uint8 by int8 is as exact and faster.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.fixedpoint import Fixed, Pair, Value
-from wageubn_onnx.geometry import Place, interleave, phase_size
+from wageubn_onnx.geometry import Place, interleave, phase_size, zeros
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
 from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
@@ -81,21 +82,33 @@ def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
     canvas = phase_size(size, strides)
 
     def product(e: Fixed, w: Fixed) -> Fixed:
-        parts = {
-            (i, j): _phase(lower, node, e, w, (rows, columns), canvas)
-            for i, rows in by_row.items()
-            for j, columns in by_column.items()
-        }
-        image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
-        bound = max(part.bound for part in parts.values())
+        parts: dict[tuple[int, int], Fixed] = {}
+        for key in itertools.product(by_row, by_column):
+            part = _phase(lower, node, e, w, (by_row[key[0]], by_column[key[1]]), canvas)
+            if part is not None:
+                parts[key] = part
+        if parts:
+            image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
+        else:  # no window sees anything of the image
+            image = zeros(g, node.outputs[0].shape, np.int32)
+        bound = max((part.bound for part in parts.values()), default=1)
         return Fixed(image, e.exponent + w.exponent, -bound, bound)
 
     return _bilinear(lower, node, error, turned, product)
 
 
-def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed:
-    """One phase of the data gradient, [N, I, *size]: errors e [N, O, OH, OW] by these taps of the turned kernel w."""
+def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed | None:
+    """One phase of the data gradient, [N, I, *size]: errors e [N, O, OH, OW] by these taps of the turned kernel w.
+
+    None where they reach no error, so that the phase is zero.
+    """
     g, kernel, errors = lower.g, list(w.tensor.shape[2:]), e.tensor
+    before = [t.before for t in taps]
+    after = [size[a] + t.dilation * (t.count - 1) - t.before - errors.shape[2 + a] for a, t in enumerate(taps)]
+    cut = [max(-p, 0) for p in (*before, *after)]
+    stop = [errors.shape[2 + a] - cut[2 + a] for a in range(2)]
+    if any(stop[a] <= cut[a] for a in range(2)):
+        return None
     if [t.count for t in taps] != kernel:
         last = [t.first + t.step * (t.count - 1) + 1 for t in taps]
         part = g.op(
@@ -108,11 +121,7 @@ def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps,
             name="phase",
         )
         w = Fixed(part, w.exponent, w.lo, w.hi)
-    before = [t.before for t in taps]
-    after = [size[a] + t.dilation * (t.count - 1) - t.before - errors.shape[2 + a] for a, t in enumerate(taps)]
-    cut = [max(-p, 0) for p in (*before, *after)]
     if any(cut):
-        stop = [errors.shape[2 + a] - cut[2 + a] for a in range(2)]
         errors = g.op("Slice", errors, g.ints(*cut[:2]), g.ints(*stop), g.ints(2, 3), name="cut")
     x = Fixed(errors, e.exponent, e.lo, e.hi)
     return _convolve(lower, node, x, w, [max(p, 0) for p in (*before, *after)], [1, 1], [t.dilation for t in taps])

@@ -9,6 +9,7 @@ from wageubn_onnx.passes.quantize.place import expect_also, insert, is_quantized
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating
 
+MOVES = ("Flatten", "Identity", "Pad", "Reshape")  # what may stand between a tensor and the product that reads it
 WIDE = ("Add", "Sub", "ReduceSum")  # what may read a convolution beside the product that it feeds: a residual sum, a BN
 
 
@@ -35,17 +36,15 @@ def quantize_activations(g: Model, config: Config) -> None:
             if not form(tensor, "S").is_float:
                 expect_also(g, tensor, "S")
     for tensor in g.by_role("Y", "sum", "S", "C"):
-        if _feeds_product(tensor) and not _is_narrow(tensor, bits):
+        if _enters_a_product(tensor) and not _is_narrow(tensor, bits):
             wide = [u for u in tensor.outputs if u.op in WIDE] if g.tag(tensor).role == "C" else []
             insert(g, tensor, floating.direct, "A", form(tensor), static_exponent(g, tensor, form(tensor)), keep=wide)
 
 
-def _feeds_product(tensor: Tensor) -> bool:
-    """Whether a product reads it, as it is or flattened."""
-    return any(
-        (user.op in ("Conv", "MatMul") and user.inputs[0] is tensor) or (user.op == "Flatten" and _feeds_product(user.outputs[0]))
-        for user in tensor.outputs
-    )
+def _enters_a_product(tensor: Tensor) -> bool:
+    """Whether ``tensor``, or its elements in another shape, is the first operand of a product."""
+    read = [user for user in tensor.outputs if user.inputs[0] is tensor]
+    return any(user.op in ("Conv", "MatMul") or user.op in MOVES and _enters_a_product(user.outputs[0]) for user in read)
 
 
 def _is_narrow(tensor: Tensor, bits: int) -> bool:

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_it_trains_from_its_folder_without_a_float(folder: Path, exported: Path,
         shuffle = next(order)
         session.step(images(BATCH)[shuffle], labels(BATCH)[shuffle], lr=8 / 512)
     bundle = Bundle.of(folder)
-    program = c.Program.of(bundle)
+    program = c.Program.of(replace(bundle, lowered=c.passes(bundle).whole))
     assert saved[16:] == b"".join(session.state()[f.key].tobytes() for f in program.state)
 
 
@@ -168,7 +169,8 @@ def test_a_budget_says_what_fits(folder: Path, tmp_path: Path, exported: Path) -
 
 def test_no_tensor_is_overwritten_before_its_last_reader(tiny_artifacts: Artifacts) -> None:
     """By a walk over the plan: whoever reads bytes of the arena finds what the tensor's own maker wrote there."""
-    program = c.Program.of(bundle_of(tiny_artifacts))
+    bundle = bundle_of(tiny_artifacts)
+    program = c.Program.of(replace(bundle, lowered=c.passes(bundle).whole))
     model, memory, types = program.step, program.step_memory, tensor_types(program.step)
     written = np.full(memory.size, -1)
     number = {name: i for i, name in enumerate(memory.offsets)}

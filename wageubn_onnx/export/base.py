@@ -13,6 +13,7 @@ import onnx
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
+from wageubn_onnx.inline import inline
 from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
@@ -22,13 +23,17 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact ``folder``."""
+    """What is exported: the integer step and inference, the state by key, and the manifest of the artifact ``folder``.
+
+    lowered: the step after the passes of a target that writes it.
+    """
 
     step: onnx.ModelProto
     evaluation: onnx.ModelProto
     state: dict[str, Array]
     manifest: dict[str, Any]
     folder: Path = Path()
+    lowered: onnx.ModelProto = field(default_factory=onnx.ModelProto)
 
     @staticmethod
     def of(folder: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Bundle:
@@ -63,6 +68,35 @@ class Bundle:
         return {key: self.manifest["step"][key] for key in keys}
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What a target makes of a step before it writes it.
+
+    names: of the passes, in their order. after: the inlined step after so many of them; a pass is a function of what the ones
+    before it left, so that any number of them gives a model by itself.
+    """
+
+    names: tuple[str, ...]
+    after: Callable[[int], onnx.ModelProto]
+
+    @staticmethod
+    def chain(step: onnx.ModelProto, **passes: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Passes:
+        """Those that each rewrite a model, by their names with _ for -."""
+
+        def after(count: int) -> onnx.ModelProto:
+            model = inline(step)
+            for rewrite in list(passes.values())[:count]:
+                model = rewrite(model)
+            return model
+
+        return Passes(tuple(name.replace("_", "-") for name in passes), after)
+
+    @property
+    def whole(self) -> onnx.ModelProto:
+        """The step after all of them."""
+        return self.after(len(self.names))
+
+
 class Runner(Protocol):
     """One way of running a step, with its name in the table of `verify`, such as ``onnxruntime 1.31.1, 2 threads``."""
 
@@ -81,10 +115,12 @@ class Runner(Protocol):
 class Target:
     """A runtime to export to.
 
-    write: put the files of a `Bundle` into an empty folder and return what the manifest says of them beside the artifact
-    folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in Markdown.
+    passes: what the target makes of a bundle's step; None where it does not write the step, and `verify` leaves it out.
+    write: put the files of a `Bundle`, lowered by those, into an empty folder and return what the manifest says of them beside
+    the artifact folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in
+    Markdown.
     runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: names
-    of the options that `write` takes, with what they mean. trains: whether it writes the step; `verify` leaves out what does not.
+    of the options that `passes` and `write` take, with what they mean.
     """
 
     name: str
@@ -95,7 +131,7 @@ class Target:
     missing: Callable[[], str | None] = lambda: None
     cannot_run: Callable[[], str | None] = lambda: None
     options: dict[str, str] = field(default_factory=dict)
-    trains: bool = True
+    passes: Callable[..., Passes] | None = None
 
 
 def advance(state: Tensors, outputs: Tensors, manifest: Mapping[str, Any]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,7 @@ import onnx
 from onnx import numpy_helper
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.budget import what_fits
 from wageubn_onnx.export.memory import Memory, planned
 from wageubn_onnx.graph import OPSET
@@ -40,6 +40,7 @@ KERNELS, SOURCE, HEADER, INITIAL = "kernels.c", "wageubn.c", "wageubn.h", "initi
 BATCH = ("images", "labels", "lr", "gradient_range", "seed")
 MAGIC = b"WAGEUBN1"  # a saved state begins with it and 8 bytes that tell networks apart
 EMX = "emx-onnx-cgen"
+PASSES = {"tidy": tidy, "reversed_slices_to_gathers": reversed_slices_to_gathers, "depth_first": depth_first}
 FLAGS = ("-std=c99", "-fno-strict-aliasing")
 
 
@@ -78,8 +79,10 @@ class Program:
 
     @staticmethod
     def of(bundle: Bundle) -> Program:
-        step = _shaped(inline(bundle.step))
-        evaluation = _shaped(_for_one_image(inline(bundle.evaluation)))
+        """That of a bundle which is lowered."""
+        step, evaluation = bundle.lowered, _for_one_image(inline(bundle.evaluation))
+        for rewrite in PASSES.values():
+            evaluation = rewrite(evaluation)
         types = tensor_types(step)
         entries = bundle.manifest["state"]
         state = _fields([(entry["key"], entry["in"]) for entry in entries], types)
@@ -110,10 +113,6 @@ class Program:
             "result": _bytes(self.result),
         }
         return parts | {"total": sum(parts.values())}
-
-
-def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
-    return depth_first(reversed_slices_to_gathers(tidy(model)))
 
 
 def _for_one_image(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -152,6 +151,11 @@ def _bytes(fields: Sequence[Field]) -> int:
     return -(-size // widest) * widest
 
 
+def passes(bundle: Bundle, budget: str | None = None) -> Passes:
+    """Those for emx-onnx-cgen, and for little memory."""
+    return Passes.chain(bundle.step, **PASSES)
+
+
 def write(bundle: Bundle, folder: Path, budget: str | None = None) -> dict[str, Any]:
     """The sources, with static memory of at most ``budget`` (bytes, or such as 256k or 4M) where that is given.
 
@@ -182,7 +186,7 @@ def write(bundle: Bundle, folder: Path, budget: str | None = None) -> dict[str, 
 def _require(memory: Mapping[str, int], budget: int, bundle: Bundle) -> None:
     """Raise WageubnError, with what would fit, where ``memory`` is over the budget."""
     if memory["total"] > budget:
-        fits = what_fits(bundle, lambda other: Program.of(other).memory["total"], budget)
+        fits = what_fits(bundle, lambda other: Program.of(replace(other, lowered=passes(other).whole)).memory["total"], budget)
         raise WageubnError(
             f"needs {memory['total']:,} bytes of static memory ({_parts(memory)}), over the budget of {budget:,}; {fits}"
         )
@@ -609,4 +613,5 @@ TARGET = Target(
     missing,
     cannot_run,
     options={"budget": "the most static memory, such as 256k"},
+    passes=passes,
 )

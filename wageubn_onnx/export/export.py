@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def export(
 
 def write(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, Any]) -> None:
     """Fill the empty ``folder`` with the target's files, manifest and README."""
+    if target.passes is not None:
+        bundle = replace(bundle, lowered=target.passes(bundle, **options).whole)
+    write_lowered(target, bundle, folder, options)
+
+
+def write_lowered(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, Any]) -> None:
+    """The same of a bundle that is lowered already."""
     said = target.write(bundle, folder, **options)
     kept = {key: value for key, value in bundle.manifest.items() if key not in FLOAT_SECTIONS}
     given = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}

@@ -87,5 +87,4 @@ TARGET = Target(
     write,
     readme,
     options={"source": "the ONNX file that was converted"},
-    trains=False,
 )

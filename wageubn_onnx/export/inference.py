@@ -70,5 +70,4 @@ TARGET = Target(
     write,
     readme,
     options={"form": "qoperator (the default) or qdq"},
-    trains=False,
 )

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors, advance, state_feeds
+from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors, advance, state_feeds
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.iree import for_iree
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -33,6 +33,11 @@ FLAGS = (
 )
 
 
+def passes(bundle: Bundle, triple: str | None = None) -> Passes:
+    """Those for IREE's compiler."""
+    return Passes.chain(bundle.step, tidy=tidy, for_iree=for_iree)
+
+
 def write(bundle: Bundle, folder: Path, triple: str | None = None) -> dict[str, Any]:
     """step.vmfb, eval.vmfb and state.npz. ``triple``: LLVM's name of the platform to compile for.
 
@@ -41,14 +46,15 @@ def write(bundle: Bundle, folder: Path, triple: str | None = None) -> dict[str, 
     images = next(i for i in bundle.step.graph.input if i.name == bundle.scalars["images"])
     batch = images.type.tensor_type.shape.dim[0].dim_value
     sections = {}
-    for section, file, source in (("step", STEP, bundle.step), ("eval", EVAL, bundle.evaluation)):
-        model = for_iree(tidy(_of_batch(inline(source), batch)))
+    evaluation = for_iree(tidy(_of_batch(inline(bundle.evaluation), batch)))
+    steps = ("step", STEP, bundle.lowered, bundle.step), ("eval", EVAL, evaluation, bundle.evaluation)
+    for section, file, model, source in steps:
         model.graph.name = section  # the function's name
         compiled(model, folder / file, triple)
         sections[section] = bundle.manifest[section] | {
             "model": file,
             "arguments": _dtypes(model.graph.input),
-            "results": _dtypes(source.graph.output),
+            "results": _dtypes(model.graph.output) | _dtypes(source.graph.output),
         }
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
     shutil.copy(FILES / TRAIN, folder)
@@ -166,4 +172,5 @@ TARGET = Target(
     missing,
     cannot_run,
     options={"triple": "LLVM's name of the platform to compile for"},
+    passes=passes,
 )

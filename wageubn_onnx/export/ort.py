@@ -19,9 +19,9 @@ import onnxruntime
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
-from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.passes.targets.cpu import for_cpu, pass_names
 from wageubn_onnx.passes.targets.portable import portable as for_old_releases
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.runtime.folder import ArtifactFolder
@@ -33,13 +33,19 @@ FUSED = "QLinear operators, some of com.microsoft, that do not saturate within (
 FILES = Path(__file__).with_name("files")
 
 
-def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any]:
-    """step.onnx, eval.onnx and state.npz. ``portable``: with kernels that release 1.17 has."""
-    models = {EVAL: tidy(inline(bundle.evaluation))}
+def passes(bundle: Bundle, portable: bool = False) -> Passes:
+    """Those for the kernels of this machine. ``portable``: for kernels that release 1.17 has."""
     if portable:
-        models = {STEP: for_old_releases(tidy(inline(bundle.step))), EVAL: for_old_releases(models[EVAL])}
-    else:
-        models[STEP] = for_cpu(bundle.step, kernels())
+        return Passes.chain(bundle.step, tidy=tidy, portable=for_old_releases)
+    machine = kernels()
+    names = pass_names(machine)
+    return Passes(names, lambda count: for_cpu(bundle.step, machine, without=names[count:]))
+
+
+def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any]:
+    """step.onnx, eval.onnx and state.npz."""
+    evaluation = tidy(inline(bundle.evaluation))
+    models = {STEP: bundle.lowered, EVAL: for_old_releases(evaluation) if portable else evaluation}
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
@@ -152,4 +158,5 @@ TARGET = Target(
     readme,
     runners,
     options={"portable": "only kernels that onnxruntime 1.17 has too"},
+    passes=passes,
 )

@@ -10,7 +10,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,34 @@ from onnx.reference import ReferenceEvaluator
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort
-from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors, advance, state_feeds
-from wageubn_onnx.export.export import write
+from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors, advance, state_feeds
+from wageubn_onnx.export.export import write_lowered
+from wageubn_onnx.export.locate import FAULTS, Case, Place, in_passes, in_runtime, one_line
 from wageubn_onnx.export.table import TARGETS
-from wageubn_onnx.inline import inline
 from wageubn_onnx.proofs.interpreter import interpret
 
-BYTES = 2**28  # of intermediate tensors that are looked at together, to find the first that differs
 RATE, GRADIENT_RANGES = 8, (128, 32)  # 8/512: no step of these inputs saturates the weights
 EVALUATORS = ("reference-evaluator", "interpreter")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a target first differs: in step ``step`` (from 0), tensor and index, and both values there.
-
-    node: the first node of the inlined step, in topological order, whose result differs; None where the target cannot show it.
-    """
+    """Where a target first differs: in step ``step`` (from 0), tensor and index, and both values there."""
 
     step: int
     tensor: str
     index: list[int]
     expected: int
     found: int
-    node: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one way of running gave: how many tensors were compared, and the first difference, or why it could not run."""
+    """What one way of running gave: how many tensors were compared, and the first difference.
+
+    failure: why it could not be exported or run, though the target is there. place: where a difference or a failure begins.
+    unavailable: why the target is not there.
+    """
 
     target: str
     runner: str
@@ -56,10 +56,16 @@ class Row:
     tensors: int
     difference: Difference | None = None
     unavailable: str | None = None
+    failure: str | None = None
+    place: Place | None = None
+
+    @property
+    def wrong(self) -> bool:
+        return self.difference is not None or self.failure is not None
 
     @property
     def same(self) -> bool:
-        return self.difference is None and self.unavailable is None
+        return not self.wrong and self.unavailable is None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,33 +77,27 @@ def verify(
     steps: int = 10,
     seed: int = 0,
     pythons: Sequence[Path] = (),
-    locate: bool = True,
 ) -> Iterator[Row]:
     """Yield a `Row` for every way of running the folder's step on ``targets`` (none: all, and both evaluators).
 
     Images, labels and the seed of the roundings are drawn from ``seed``; the gradient range changes halfway. pythons: of further
-    environments, whose onnxruntime runs the portable form. locate: look for the node where a difference begins. Raises
-    WageubnError for an unknown target, one that was asked for and is unavailable, and a folder that is incomplete.
+    environments, whose onnxruntime runs the portable form. Raises WageubnError for an unknown target, one that was asked for and
+    is unavailable, and a folder that is incomplete.
     """
     bundle = Bundle.of(folder)
     asked = set(targets)
-    targets_that_train = [target for target in TARGETS if target.trains]
-    names = [*EVALUATORS, *(target.name for target in targets_that_train)]
+    names = [*EVALUATORS, *(target.name for target in TARGETS if target.passes)]
     unknown = sorted(asked.difference(names))
     if unknown:
         raise WageubnError(f"target {unknown[0]}: unknown; choose from {', '.join(names)}")
-    feeds = _inputs(bundle, steps, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        step = Path(scratch) / "reference.onnx"
-        step.write_bytes(bundle.step.SerializeToString())
-        reference = ort.InProcess(step, bundle.manifest, optimize=False, threads=1)
-        expected = [_digests(outputs) for outputs in reference.steps(bundle.state, feeds)]
+        reference = Reference.of(bundle, _inputs(bundle, steps, seed), Path(scratch))
         for name in EVALUATORS:
             if not asked or name in asked:
-                evaluator = Evaluator(name, bundle)
-                yield _compared(name, evaluator, reference, bundle, feeds, expected, None)
-        for target in targets_that_train:
-            if asked and target.name not in asked:
+                way = Way(name, partial(_evaluators, name))
+                yield _compared(way, Evaluator(name, replace(bundle, lowered=bundle.step)), reference)
+        for target in TARGETS:
+            if target.passes is None or asked and target.name not in asked:
                 continue
             reason = target.missing() or target.cannot_run()
             if reason and target.name in asked:
@@ -105,22 +105,84 @@ def verify(
             if reason:
                 yield Row(target.name, "", 0, 0, unavailable=reason)
                 continue
-            exported = Path(scratch) / target.name
-            exported.mkdir()
-            write(target, bundle, exported, {})
-            for runner in target.runners(exported):
-                yield _compared(target.name, runner, reference, bundle, feeds, expected, target if locate else None)
-        if pythons:
-            exported = Path(scratch) / "portable"
-            exported.mkdir()
-            write(ort.TARGET, bundle, exported, {"portable": True})
-            for runner in (runner for python in pythons for runner in ort.in_python(python, exported)):
-                yield _compared("onnxruntime --portable", runner, reference, bundle, feeds, expected, None)
+            yield from _on(target.name, target, target.passes(bundle), {}, target.runners, reference)
+        for python in pythons:
+            name, options, runners = "onnxruntime --portable", {"portable": True}, partial(ort.in_python, python)
+            yield from _on(name, ort.TARGET, ort.passes(bundle, **options), options, runners, reference)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running a step: the ``index``-th that ``runners`` gives of a lowered bundle and an empty folder."""
+
+    target: str
+    runners: Callable[[Bundle, Path], list[Runner]]
+    index: int = 0
+    passes: Passes | None = None  # None: the step runs as it is
+
+
+def _on(
+    name: str,
+    target: Target,
+    passes: Passes,
+    options: dict[str, Any],
+    runners: Callable[[Path], list[Runner]],
+    reference: Reference,
+) -> Iterator[Row]:
+    """A row for each way of running what ``target`` writes."""
+
+    def written(lowered: Bundle, folder: Path) -> list[Runner]:
+        write_lowered(target, lowered, folder, options)
+        return runners(folder)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            ways = written(replace(reference.bundle, lowered=passes.whole), Path(scratch))
+        except FAULTS as error:
+            yield _failed(Way(name, written, 0, passes), "", error, reference, 0)
+            return
+        for index, runner in enumerate(ways):
+            yield _compared(Way(name, written, index, passes), runner, reference)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The steps that are compared: what goes into each, digests of what comes out, and how to run them again.
+
+    places: where passes of a target change the numbers of a step; None where they do not. All ways of running it share that.
+    """
+
+    bundle: Bundle
+    feeds: Sequence[Tensors]
+    expected: Sequence[dict[str, str]]
+    runner: Runner
+    places: dict[tuple[str, int], Place | None] = field(default_factory=dict)
+
+    @staticmethod
+    def of(bundle: Bundle, feeds: Sequence[Tensors], scratch: Path) -> Reference:
+        """Run ``feeds`` once."""
+        step = scratch / "reference.onnx"
+        step.write_bytes(bundle.step.SerializeToString())
+        runner = ort.InProcess(step, bundle.manifest, optimize=False, threads=1)
+        return Reference(bundle, feeds, [_digests(outputs) for outputs in runner.steps(bundle.state, feeds)], runner)
+
+    def case(self, step: int) -> Case:
+        """What goes into that step, and what comes out."""
+        state = dict(self.bundle.state)
+        for i, outputs in enumerate(self.runner.steps(state, self.feeds[: step + 1])):
+            if i == step:
+                return Case({**self.feeds[step], **state_feeds(state, self.bundle.manifest)}, outputs, self.bundle.manifest)
+            state = advance(state, outputs, self.bundle.manifest)
+        raise IndexError(step)
+
+
+def _evaluators(kind: str, bundle: Bundle, folder: Path) -> list[Runner]:
+    return [Evaluator(kind, bundle)]
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """onnx's ReferenceEvaluator, or the interpreter of exact integers, on the step as the folder has it."""
+    """onnx's ReferenceEvaluator, or the interpreter of exact integers, on the lowered step of a bundle: the step as it is."""
 
     kind: str
     bundle: Bundle
@@ -131,7 +193,7 @@ class Evaluator:
 
     def steps(self, state: Tensors, feeds: Sequence[Tensors]) -> Iterator[dict[str, Array]]:
         """See `base.Runner`."""
-        names = [output.name for output in self.bundle.step.graph.output]
+        names = [output.name for output in self.bundle.lowered.graph.output]
         run = self._function()
         for fed in feeds:
             found = run(state_feeds(state, self.bundle.manifest) | dict(fed))
@@ -141,8 +203,8 @@ class Evaluator:
 
     def _function(self) -> Callable[[dict[str, Array]], dict[str, Array]]:
         if self.kind == EVALUATORS[1]:
-            return lambda fed: interpret(self.bundle.step, fed)
-        evaluator = ReferenceEvaluator(self.bundle.step)
+            return lambda fed: interpret(self.bundle.lowered, fed)
+        evaluator = ReferenceEvaluator(self.bundle.lowered)
         return lambda fed: dict(zip(evaluator.output_names, map(np.asarray, evaluator.run(None, fed)), strict=True))
 
 
@@ -171,44 +233,37 @@ def _digests(outputs: Tensors) -> dict[str, str]:
     }
 
 
-def _compared(
-    name: str,
-    runner: Runner,
-    reference: Runner,
-    bundle: Bundle,
-    feeds: Sequence[Tensors],
-    expected: Sequence[dict[str, str]],
-    target: Target | None,
-) -> Row:
-    compared = 0
-    for step, outputs in enumerate(runner.steps(bundle.state, feeds)):
-        found = _digests(outputs)
-        wrong = [tensor for tensor, digest in expected[step].items() if found.get(tensor) != digest]
-        compared += len(expected[step])
-        if wrong:
-            difference = _difference(step, wrong[0], outputs, reference, bundle, feeds, target)
-            return Row(name, runner.name, step + 1, compared, difference)
-    return Row(name, runner.name, len(feeds), compared)
+def _compared(way: Way, runner: Runner, reference: Reference) -> Row:
+    bundle, compared, step = reference.bundle, 0, 0
+    try:
+        for step, outputs in enumerate(runner.steps(bundle.state, reference.feeds)):
+            expected, found = reference.expected[step], _digests(outputs)
+            wrong = [tensor for tensor, digest in expected.items() if found.get(tensor) != digest]
+            compared += len(expected)
+            if wrong:
+                first = _first_index(reference.case(step).expected[wrong[0]], outputs.get(wrong[0]))
+                place = _located(way, reference, step)
+                return Row(way.target, runner.name, step + 1, compared, Difference(step, wrong[0], *first), place=place)
+    except FAULTS as error:
+        return _failed(way, runner.name, error, reference, step)
+    return Row(way.target, runner.name, len(reference.feeds), compared)
 
 
-def _difference(
-    step: int,
-    tensor: str,
-    outputs: Tensors,
-    reference: Runner,
-    bundle: Bundle,
-    feeds: Sequence[Tensors],
-    target: Target | None,
-) -> Difference:
-    state = dict(bundle.state)
-    right: dict[str, Array] = {}
-    for i, given in enumerate(reference.steps(bundle.state, feeds[: step + 1])):
-        right = given
-        if i < step:
-            state = advance(state, given, bundle.manifest)
-    first = _first_index(right[tensor], outputs.get(tensor))
-    node = _first_node(bundle, state, feeds[step], target) if target else None
-    return Difference(step, tensor, *first, node)
+def _failed(way: Way, runner: str, error: Exception, reference: Reference, step: int) -> Row:
+    place = _located(way, reference, step)
+    return Row(way.target, runner, step, 0, failure=one_line(error), place=place)
+
+
+def _located(way: Way, reference: Reference, step: int) -> Place:
+    bundle, case, key = reference.bundle, reference.case(step), (way.target, step)
+    passes = way.passes or Passes((), lambda count: bundle.step)
+    if key not in reference.places:
+        reference.places[key] = in_passes(bundle.step, passes, case)
+
+    def again(model: onnx.ModelProto, folder: Path) -> Runner:
+        return way.runners(replace(bundle, lowered=model), folder)[way.index]
+
+    return reference.places[key] or in_runtime(passes.whole, again, case)
 
 
 def _first_index(expected: Array, found: Array | None) -> tuple[list[int], int, int]:
@@ -218,54 +273,3 @@ def _first_index(expected: Array, found: Array | None) -> tuple[list[int], int, 
     flat = int(np.flatnonzero(expected.reshape(-1) != found.reshape(-1))[:1].sum())
     index = [int(i) for i in np.unravel_index(flat, expected.shape)] if expected.shape else []
     return index, int(expected.reshape(-1)[flat]), int(found.reshape(-1)[flat])
-
-
-def _first_node(bundle: Bundle, state: dict[str, Array], fed: Tensors, target: Target) -> str | None:
-    """Export the step with its intermediate tensors as outputs, some at a time, and compare them in topological order."""
-    inlined = onnx.shape_inference.infer_shapes(inline(bundle.step), strict_mode=True, data_prop=True)
-    makers = {name: node for node in inlined.graph.node for name in node.output}
-    for names in _portions(inlined):
-        shown = _showing(inlined, names)
-        part = Bundle(shown, bundle.evaluation, state, bundle.manifest)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, model = Path(scratch) / "export", Path(scratch) / "reference.onnx"
-            folder.mkdir()
-            model.write_bytes(shown.SerializeToString())
-            write(target, part, folder, {})
-            expected = next(ort.InProcess(model, bundle.manifest, optimize=False, threads=1).steps(state, [fed]))
-            found = next(target.runners(folder)[0].steps(state, [fed]))
-        for name in names:
-            if name in found and not np.array_equal(expected[name], found[name]):
-                node = makers[name]
-                return f"{node.name} ({node.op_type})"
-    return None
-
-
-def _portions(model: onnx.ModelProto) -> Iterator[list[str]]:
-    """The results of the nodes, in order, in portions of at most `BYTES`."""
-    types = {v.name: v.type.tensor_type for v in (*model.graph.value_info, *model.graph.output)}
-    names, size = list[str](), 0
-    for node in model.graph.node:
-        for name in node.output:
-            declared = types.get(name)
-            if declared is None or node.op_type == "Constant":
-                continue
-            count = np.prod([d.dim_value for d in declared.shape.dim], dtype=np.int64)
-            bytes_ = int(count) * onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type).itemsize
-            if names and size + bytes_ > BYTES:
-                yield names
-                names, size = [], 0
-            names.append(name)
-            size += bytes_
-    if names:
-        yield names
-
-
-def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """``model`` with these tensors as outputs, too."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    types = {v.name: v for v in model.graph.value_info}
-    known = {output.name for output in model.graph.output}
-    shown.graph.output.extend(types[name] for name in names if name not in known)
-    return shown

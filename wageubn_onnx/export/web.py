@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.ort_worker import described
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -27,13 +27,18 @@ PACKAGE, COPIED, WORKER = "onnxruntime-web", ("index.html", "page.mjs", "trainin
 MODULES = ROOT / "build" / "web" / "node_modules"  # where `make test-backends` installs
 
 
+def passes(bundle: Bundle, data: Path | None = None) -> Passes:
+    """`tidy` alone."""
+    return Passes.chain(bundle.step, tidy=tidy)
+
+
 def write(bundle: Bundle, folder: Path, data: Path | None = None) -> dict[str, Any]:
     """step.onnx, eval.onnx, state.safetensors and the page; with the images and labels of ``data``, data.safetensors.
 
     Raises WageubnError for data that is damaged, or not of this network.
     """
-    for name, source in ((STEP, bundle.step), (EVAL, bundle.evaluation)):
-        (folder / name).write_bytes(tidy(inline(source)).SerializeToString(deterministic=True))
+    for name, model in ((STEP, bundle.lowered), (EVAL, tidy(inline(bundle.evaluation)))):
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     save_tensors(folder / STATE, bundle.state)
     for name in COPIED:
         shutil.copy(FILES / name, folder)
@@ -142,4 +147,5 @@ TARGET = Target(
     runners,
     cannot_run=cannot_run,
     options={"data": "images and labels to train on: what `train --data` takes"},
+    passes=passes,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -40,6 +40,7 @@ from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.nodes import only_read
 from wageubn_onnx.passes.targets.tidy import tidy
 
+TIDY = "tidy"
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -108,13 +109,21 @@ def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
     return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
 
 
-def for_cpu(step: onnx.ModelProto, machine: Machine, without: str = "") -> onnx.ModelProto:
-    """The integer step ``step``, inlined, in the forms that suit ``machine``; ``without`` one pass, to see what it is worth."""
+def pass_names(machine: Machine) -> tuple[str, ...]:
+    """Of all that `for_cpu` does once the step is there, in its order."""
+    return (*passes_for(machine), TIDY, *inlined_passes_for(machine))
+
+
+def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = ()) -> onnx.ModelProto:
+    """The integer step ``step``, inlined, in the forms that suit ``machine``.
+
+    without: names of passes to leave out: one, to see what it is worth, or the last ones, to see where a fault comes from.
+    """
     with _no_collection():
-        step = rewritten(step, {name: one_idea for name, one_idea in passes_for(machine).items() if name != without})
-        step = tidy(inline(step))
-        for name, one_idea in inlined_passes_for(machine).items():
-            step = step if name == without else one_idea(step)
+        step = rewritten(step, {name: one_idea for name, one_idea in passes_for(machine).items() if name not in without})
+        step = inline(step)
+        for name, one_idea in ({TIDY: tidy} | inlined_passes_for(machine)).items():
+            step = step if name in without else one_idea(step)
         only_read(step.graph)
     return step
 

@@ -59,6 +59,10 @@ class Linear:
         terms = tuple(replace(t, times=t.times * by) for t in self.terms)
         return Linear(terms, tuple((name, n * by) for name, n in self.offsets))
 
+    def without_zeros(self) -> Linear:
+        """The same without what counts 0 times."""
+        return Linear(tuple(t for t in self.terms if t.times), tuple((name, n) for name, n in self.offsets if n))
+
     def __add__(self, other: Linear) -> Linear:
         return Linear(self.terms + other.terms, self.offsets + other.offsets)
 
@@ -186,7 +190,10 @@ def _weight(edit: Edit, node: onnx.NodeProto, term: Term, channels: int) -> str:
 
 
 def _rows(form: Linear) -> tuple[int, list[Term], list[tuple[str, int]]] | None:
-    """log2 of a common factor; what is left as terms whose factors fit into int8, and as offsets. None: too many."""
+    """log2 of a common factor; what is left as terms whose factors fit into int8, and as offsets. None: too many, or no map."""
+    form = form.without_zeros()
+    if not form.terms:
+        return None
     counts = [abs(t.times) for t in form.terms] + [abs(n) for _, n in form.offsets]
     common = math.gcd(*counts)
     log = (common & -common).bit_length() - 1
@@ -217,9 +224,10 @@ def _linear(edit: Edit, name: str, shape: list[int]) -> Linear | None:
         inner, times = _linear(edit, map_, shape), edit.scalar(factor)
         if inner is None or times is not None:
             return inner.scaled(times) if inner is not None and times is not None else None
-        (term, *others), per_channel = inner.terms, edit.shape(factor) == [1, shape[1], 1, 1]
-        simple = not others and not inner.offsets and not term.weight and term.times == 1
-        return Linear((replace(term, weight=factor),)) if simple and per_channel else None
+        per_channel, plain = edit.shape(factor) == [1, shape[1], 1, 1], len(inner.terms) == 1 and not inner.offsets
+        if not per_channel or not plain or inner.terms[0] != Term(inner.terms[0].map):
+            return None
+        return Linear((replace(inner.terms[0], weight=factor),))
     a, b = (_linear(edit, operand, shape) for operand in node.input)
     if a is None or b is None:
         return None

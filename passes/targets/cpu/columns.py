@@ -219,6 +219,9 @@ def _columns(edit: Edit, anchor: onnx.NodeProto, source: str, zero: str, lines: 
         if lines.strides != (1, 1):
             bounds = [edit.put(v, np.int64) for v in (phase, (h, w), (2, 3), lines.strides)]
             size = [-(-(full - first) // step) for full, first, step in zip((h, w), phase, lines.strides, strict=True)]
+            if min(size) < 1:  # of padding alone
+                by_phase[phase] = _filled(edit, (c, lines.line), zero)
+                continue
             part = edit.declare(edit.before(anchor, "Slice", [part, *bounds]), dtype, [n, c, *size])
         part = _padded(edit, anchor, part, zero, lines.pitch)
         part = edit.declare(edit.before(anchor, "Transpose", [part], perm=CHANNELS_FIRST), dtype, [c, n, *lines.pitch])

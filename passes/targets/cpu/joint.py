@@ -184,7 +184,7 @@ class _Joiner:
         wanted = [[node.input[i] for node in members] for i in range(len(first.input))]
         shared = [names[0] in _fixed(first) or self.is_scalar(names) for names in wanted]
         shared[-1 if first.op_type == "Gather" else 0] &= not all(shared)  # or the result would be of one part
-        operands = [same[0] if once else self.joined(same, sizes) for once, same in zip(shared, wanted, strict=True)]
+        operands = [self.of_all(same[0]) if once else self.joined(same, sizes) for once, same in zip(shared, wanted, strict=True)]
         output = f"{first.output[0]}/joint"
         node = helper.make_node(first.op_type, operands, [output], f"{first.name}/joint", domain=first.domain)
         node.attribute.extend(first.attribute)
@@ -197,6 +197,10 @@ class _Joiner:
         """Whether these are one and the same number, of all parts."""
         is_one = names[0] not in self.places and math.prod(self.edit.shape(names[0])) == 1
         return is_one and len({_content(self.edit, name) for name in names}) == 1
+
+    def of_all(self, name: str) -> str:
+        """What counts for all parts, of one axis at most: of more, it would give the result as many."""
+        return self.flat(name) if len(self.edit.shape(name)) > 1 else name
 
     def joined(self, names: list[str], sizes: tuple[int, ...]) -> str:
         """The tensors side by side; one of one element counts for all of its part."""

@@ -12,43 +12,21 @@ import onnxruntime
 import pytest
 
 import networks
+from faults import steps
+from machines import Able, Choosy, Plain, everything_fires
 from wageubn_onnx import Artifacts, Config, convert
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import flat, for_cpu, passes_for, phases
+from wageubn_onnx.passes.targets.cpu import for_cpu, passes_for
 from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
-from wageubn_onnx.runtime.kernels import has_unsigned, int8_is_exact
+from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned, int8_is_exact
 
 Array = np.ndarray[Any, Any]
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
-
-
-class Able:
-    """A machine on which every form is exact and the faster one."""
-
-    has_unsigned = fused_is_exact = True
-
-    def prefers_fused(self, image: object, kernel: object) -> bool:
-        return True
-
-    def prefers_matrix(self, image: list[int], kernel: list[int]) -> bool:
-        return kernel[0] != kernel[1]  # so that both forms are there
-
-    def prefers_int8(self, image: object, kernel: object) -> bool:
-        return True
-
-
-class Plain(Able):
-    """One with nothing but what every release has."""
-
-    has_unsigned = fused_is_exact = False
-
-    def prefers_int8(self, image: object, kernel: object) -> bool:
-        return False
 
 
 def alone(rewrite: Rewrite) -> ModelPass:
@@ -77,8 +55,13 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def drawn(artifacts: Artifacts, seed: int) -> dict[str, Array]:
-    """A step's inputs, states anywhere in their ranges; every other seed puts exponents at the least."""
+def drawn(
+    artifacts: Artifacts, seed: int, shape: tuple[int, ...] | None = None, classes: int = networks.CLASSES
+) -> dict[str, Array]:
+    """A step's inputs, states anywhere in their ranges; every other seed puts exponents at the least.
+
+    shape: of random images, where they are not those of `networks`.
+    """
     random = np.random.default_rng(seed)
     manifest, values = artifacts.manifest, {}
     for entry in manifest["state"]:
@@ -94,14 +77,14 @@ def drawn(artifacts: Artifacts, seed: int) -> dict[str, Array]:
     step = manifest["step"]
     scalars = {"lr": 1 + seed, "gradient_range": 2 ** (1 + seed % 7), "seed": seed}
     values |= {step[key]: np.array(value, np.int32) for key, value in scalars.items()}
-    pixels, labels = networks.images(seed=seed), networks.labels(seed=seed).astype(np.int32)
+    pixels = random.integers(0, 256, shape, dtype=np.uint8) if shape else networks.images(seed=seed)
+    labels = networks.labels(len(pixels), seed, classes).astype(np.int32)
     return values | {step["images"]: pixels, step["labels"]: labels}
 
 
 @pytest.mark.parametrize("name", [*PASSES, *WHOLE])
 def test_no_bit_changes(name: str, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat, "LEAST", 1)
-    monkeypatch.setattr(phases, "FEWEST", 1)
+    everything_fires(monkeypatch)
     of_all = {*passes_for(Plain()), "all but the fused"} - {"lean-moments", "bare-extremes"}  # which take uint8 where they may
     if not has_unsigned() and name not in of_all:
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
@@ -114,6 +97,37 @@ def test_no_bit_changes(name: str, artifacts: Artifacts, monkeypatch: pytest.Mon
         feeds = drawn(artifacts, seed)
         for output, a, b in zip(names, before.run(names, feeds), after.run(names, feeds), strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{output}, seed {seed}")
+
+
+def test_every_pass_changes_a_step_and_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pass by pass, as they follow each other: whatever is called the same before and after a pass holds the same numbers."""
+    if not (has_unsigned() and fused_is_exact() and int8_is_exact()):
+        pytest.skip("the fused kernels are not exact here")
+    everything_fires(monkeypatch)
+    onnx.save(networks.compact(), tmp_path / "compact.onnx")
+    made = convert(tmp_path / "compact.onnx", Config(batch=2, profile=load_profile("fast"), keep_folded=True))
+    step = made.files["int_training"]
+    feeds = [drawn(made, seed, (2, 2, 12, 12), classes=3) for seed in range(3)]
+    expected = numbers(step, feeds)
+    for name, before, after in steps(step, Choosy()):
+        nodes = [[node.SerializeToString() for node in model.graph.node] for model in (before, after)]
+        assert nodes[0] != nodes[1], f"{name} finds nothing to do"
+        found = numbers(after, feeds)
+        for left, right in zip(expected, found, strict=True):
+            assert len(left.keys() & right.keys()) > len(made.state)
+            for tensor in left.keys() & right.keys():
+                np.testing.assert_array_equal(right[tensor], left[tensor], err_msg=f"{tensor} after {name}")
+        expected = found
+
+
+def numbers(model: onnx.ModelProto, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Of each step every tensor of the inlined ``model`` that is not within a branch."""
+    shown = inline(model)
+    outputs = {output.name for output in shown.graph.output}
+    made = [name for node in shown.graph.node if node.op_type != "Constant" for name in node.output]
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in outputs)
+    run = networks.ort_session(shown, optimize=False)
+    return [dict(zip([o.name for o in shown.graph.output], run.run(None, fed), strict=True)) for fed in feeds]
 
 
 def ops(model: onnx.ModelProto) -> list[str]:

@@ -1,0 +1,48 @@
+"""Machines on which the forms for the CPU's kernels are wanted: for tests of what `for_cpu` makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from wageubn_onnx.passes.targets.cpu import flat, momentum, phases
+
+
+class Able:
+    """A machine on which every form is exact and the faster one."""
+
+    has_unsigned = fused_is_exact = True
+
+    def prefers_fused(self, image: object, kernel: object) -> bool:
+        return True
+
+    def prefers_matrix(self, image: list[int], kernel: list[int]) -> bool:
+        return kernel[0] != kernel[1]  # so that both forms are there
+
+    def prefers_int8(self, image: object, kernel: object) -> bool:
+        return True
+
+
+class Choosy(Able):
+    """One that wants every form somewhere: kernels of one element stay ConvInteger."""
+
+    def prefers_fused(self, image: list[int], kernel: list[int]) -> bool:  # type: ignore[override]
+        return kernel[2] > 1
+
+    def prefers_matrix(self, image: list[int], kernel: list[int]) -> bool:
+        return kernel[2] > 1 and kernel[0] > kernel[1]
+
+
+class Plain(Able):
+    """One with nothing but what every release has."""
+
+    has_unsigned = fused_is_exact = False
+
+    def prefers_int8(self, image: object, kernel: object) -> bool:
+        return False
+
+
+def everything_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes that pay for large tensors alone take small ones; phases of images are taken by a transpose."""
+    monkeypatch.setattr(flat, "LEAST", 1)
+    monkeypatch.setattr(phases, "FEWEST", 3)
+    monkeypatch.setattr(momentum, "SMALL", 64)
