@@ -1,15 +1,23 @@
-"""Locks that end with the process that holds them, however it ends: `flock` on a file or a folder."""
+"""Locks that end with the process that holds them, however it ends: `flock` on a file or a folder.
+
+Windows has no such locks, and some file systems have none: there nothing is held, and nothing is refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from wageubn_onnx.errors import WageubnError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def lock(path: Path, wait: bool = False) -> int | None:
@@ -18,6 +26,8 @@ def lock(path: Path, wait: bool = False) -> int | None:
     None where another process holds it (``wait``: wait for that one). Raises FileNotFoundError where nothing lies there, OSError
     where the file system has no locks.
     """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(path))
     while True:
         held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
@@ -63,18 +73,25 @@ def unlock(held: int | None) -> None:
 def only_one(folder: Path, refusal: str) -> Iterator[None]:
     """Hold the folder's lock, a file ``.lock`` in it; raises WageubnError, ``refusal``, where another process does."""
     file = folder / ".lock"
-    held = None
-    while held is None:
+    try:
+        held = _locked(file, refusal)
+    except OSError:  # no locks here
+        held = None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is locked: whoever opened it by then sees that it is gone, and tries again
+        unlock(held)
+
+
+def _locked(file: Path, refusal: str) -> int:
+    while True:
         file.touch()
         with contextlib.suppress(FileNotFoundError):  # the process before has just ended, and removed it
             held = lock(file)
             if held is None:
                 raise WageubnError(refusal)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)  # while it is locked: whoever opened it by then sees that it is gone, and tries again
-        os.close(held)
+            return held
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 from pathlib import Path
 
 from wageubn_onnx.errors import WageubnError
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, by cgroup version 2
 
@@ -21,7 +26,9 @@ def require_memory(where: str | os.PathLike[str], size: int) -> None:
 
 
 def memory_limit() -> int:
-    """Bytes: of the machine, or fewer where the process or its container is limited."""
+    """Bytes: of the machine, or fewer where the process or its container is limited. Windows does not say, so any number there."""
+    if resource is None:
+        return sys.maxsize
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
