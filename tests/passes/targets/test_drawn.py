@@ -119,7 +119,7 @@ def hold(source: Source, folder: Path) -> None:
 
 
 quick = settings(
-    max_examples=20, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=16, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
