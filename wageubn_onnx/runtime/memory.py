@@ -26,7 +26,10 @@ def require_memory(where: str | os.PathLike[str], size: int) -> None:
 
 
 def memory_limit() -> int:
-    """Bytes: of the machine, or fewer where the process or its container is limited. Windows does not say, so any number there."""
+    """Bytes: of the machine, or fewer where the process or its container is limited.
+
+    Any number on Windows, where neither is known.
+    """
     if resource is None:
         return sys.maxsize
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
