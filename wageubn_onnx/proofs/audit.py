@@ -282,8 +282,8 @@ def _agree(a: onnx.TypeProto.Tensor, b: onnx.TypeProto.Tensor) -> bool:
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose dtypes and shapes are inferred from its inputs and constants, and from nothing else that the file declares.
 
-    Results of onnxruntime's own operators, of which onnx infers nothing, stay what the file says; they are in exports for inference
-    alone. Raises onnx.shape_inference.InferenceError where they do not fit.
+    Results of onnxruntime's own operators, of which onnx infers nothing, stay what the file says; they are in exports for
+    inference alone. Raises onnx.shape_inference.InferenceError where they do not fit.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
