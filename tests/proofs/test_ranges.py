@@ -486,7 +486,7 @@ def test_the_table_of_ranges(tiny_folder: Path, proven: tuple[Model, Proof]) -> 
     code, text = audited(tiny_folder / "int_training.onnx", "--ranges")
     assert code == 0
     assert "RoundShift.c" in text and "optimizer/step" in text
-    assert text.splitlines()[-1].endswith("tensors proven, by induction over 57 states")
+    assert text.splitlines()[-1].endswith("tensors proven, by induction over 55 states")
     assert len(audited(tiny_folder / "int_training.onnx", "--ranges", "--all")[1].splitlines()) > 1500
 
 
@@ -495,7 +495,7 @@ def test_the_ranges_for_programs(tiny_folder: Path) -> None:
     found = json.loads(text)
     assert code == 0 and found["ok"]
     step, evaluation = (m["proof"] for m in found["models"])
-    assert step["states"] == 57 and evaluation["states"] == 34
+    assert step["states"] == 55 and evaluation["states"] == 33
     row = step["ranges"][0]
     assert list(row) == ["tensor", "node", "op", "dtype", "least", "greatest", "bits", "headroom"]
     assert len(json.loads(audited(tiny_folder, "--ranges", "--all", "--json")[1])["models"][0]["proof"]["ranges"]) > 1500

@@ -26,7 +26,7 @@ from wageubn_onnx.proofs.derivation import EVALUATION, TRAINING, Made, differenc
 from wageubn_onnx.proofs.form import dtype_name, faults, invalid, metadata
 from wageubn_onnx.proofs.origin import Origin
 from wageubn_onnx.proofs.ranges import Proof, prove
-from wageubn_onnx.proofs.targets import FORBIDDEN, PAIRED_LIMIT, SCALES
+from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, PAIRED_LIMIT, SCALES
 from wageubn_onnx.recipe import Recipe
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import INTEGERS
@@ -282,13 +282,17 @@ def _agree(a: onnx.TypeProto.Tensor, b: onnx.TypeProto.Tensor) -> bool:
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose dtypes and shapes are inferred from its inputs and constants, and from nothing else that the file declares.
 
-    Raises onnx.shape_inference.InferenceError where they do not fit.
+    Results of onnxruntime's own operators, of which onnx infers nothing, stay what the file says; they are in exports for
+    inference alone. Raises onnx.shape_inference.InferenceError where they do not fit.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
+    unknown = {name for node in model.graph.node if node.domain == MICROSOFT for name in node.output}
     del bare.graph.value_info[:]
+    bare.graph.value_info.extend(value for value in model.graph.value_info if value.name in unknown)
     for output in bare.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        if output.name not in unknown:
+            output.type.tensor_type.ClearField("shape")
     return onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True)
 
 
