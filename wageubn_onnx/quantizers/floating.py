@@ -55,6 +55,7 @@ def _rounded(rounding: str, x: Value, *random: Value) -> Value:
 
 
 def _mantissas(rounding: str, scaled: Value, lo: Value, hi: Value, *random: Value) -> Value:
+    """Rounded, within lo..hi."""
     return clip(_rounded(rounding, scaled, *random), lo, hi)
 
 

@@ -67,15 +67,13 @@ def reached(x: Value, thresholds: Operand) -> Value:
 
 def bounded(x: Value, least: Operand, greatest: Value, to: Int) -> Value:
     """An int32 x saturated, in its result's dtype."""
-    bounded = clip(x, least, greatest)
-    return cast(bounded, to)
+    return cast(clip(x, least, greatest), to)
 
 
 def _bounded_wide(x: Value, least: Value, greatest: Value, to: Int) -> Value:
     """An int64 x saturated: Clip of int64 is wrong beyond 2^31 in onnxruntime, so choices bound it."""
     lowered = where(x > greatest, greatest, x)
-    bounded = where(lowered < least, least, lowered)
-    return cast(bounded, to)
+    return cast(where(lowered < least, least, lowered), to)
 
 
 def _rounded(rounding: str, a: Value, divisor: Value, negative: Value | None = None) -> Value:
@@ -176,7 +174,7 @@ def _round_shift(rounding: str, m: Value, shift: Value, *random: Value) -> Value
 
 @variants("DirectQuantize", "q")
 def DIRECT(rounding: str, m: Int32, shift: Int32, *random: Int32, to: Int, least: Int32, greatest: Int32) -> Value:
-    """q = round(m / 2^shift) in least..greatest; what `RoundShift` takes."""
+    """q = round(m / 2^shift) in least..greatest; operands as of `RoundShift`."""
     r = _round_shift(rounding, m, shift, *random)
     return bounded(r, least, greatest, to)
 

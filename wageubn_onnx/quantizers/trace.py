@@ -200,8 +200,10 @@ class _Trace:
             return self._constant(name, x.dtype.type, value=numpy_helper.from_array(np.asarray(x)))
         if dtype is np.floating:
             return self.as_float(np.float32(x))
-        if dtype is None or np.array(x, dtype) != x:
-            raise TypeError(f"{x} meets a tensor of {dtype}")
+        if dtype is None:
+            raise TypeError(f"{x} meets a tensor of unknown dtype; annotate or cast that")
+        if np.array(x, dtype) != x:
+            raise TypeError(f"{x} meets a tensor of {dtype.__name__}, which cannot hold it")
         return self._value(np.array(x, dtype), None)
 
     def _constant(self, name: str, dtype: Any, **attribute: Any) -> Value:
