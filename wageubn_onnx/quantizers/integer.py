@@ -134,7 +134,7 @@ def _ROUND_SHIFT_WIDE_STOCHASTIC(m: Int64, shift: Int32, limit0: Int64, random: 
     sizes = _sizes(m, fine_shift, limit0 * unit)
     divisor = _divisor(fine_shift)
     fine = (sizes.a + (divisor - 1)) // divisor
-    up = (fine & unit - 1) > cast(random, np.int64)
+    up = (fine & (unit - 1)) > cast(random, np.int64)
     kept = fine // unit + cast(up, np.int64)
     return sizes.signed(kept, limit0)
 

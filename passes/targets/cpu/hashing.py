@@ -52,7 +52,7 @@ def RANDOM_LONG(hash: Int64, *, tensor: Int64, count: Int64) -> Value:
     start = mixed(hash + tensor)
     first = cast(start, np.uint32)
     later = cast(op("Range", 0, (count + 2**16 - 1) // 2**16 + 1, 1), np.uint32)
-    runs = _reshaped((first >> 16) + later & 2**16 - 1, -1, 1)
+    runs = _reshaped(((first >> 16) + later) & (2**16 - 1), -1, 1)
     of_rows = (runs >> 8 ^ PLACES) << 8
     rows = _reshaped((of_rows + (runs << 16)) * FACTOR, -1, 256, 1)
     columns = _reshaped((runs & 255 ^ PLACES) * FACTOR, -1, 1, 256)
