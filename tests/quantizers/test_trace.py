@@ -55,13 +55,11 @@ def test_nodes_of_an_expression() -> None:
 
     @function("Toy", "q", "sign")
     def made(m: Int32, d: Int32, *, to: Int, least: Int32, base: Int64) -> tuple[Value, Value]:
-        """q = (2 m + d - 1) / d."""
         double = m + m
         top = (double + (d - 1)) // d
         return cast(where(top < least, least, 100 - (d - 1)), to), cast(m + m >= 0, np.int64) * base
 
     assert (made.domain, made.name, list(made.input), list(made.output)) == ("wageubn", "Toy", ["m", "d"], ["q", "sign"])
-    assert made.doc_string == "q = (2 m + d - 1) / d."
     assert list(made.attribute) == ["to", "least", "base"]
     assert {a.name for a in made.attribute_proto} == {"role", "bits", "rounding", "exponent", "lo", "hi"}
     assert lines(made) == [
@@ -216,4 +214,3 @@ def test_bodies_have_no_node_too_many() -> None:
         assert all(read.intersection(node.output) for node in made.node), made.name
         nodes = [(n.op_type, *n.input, *(a.SerializeToString(deterministic=True) for a in n.attribute)) for n in made.node]
         assert len(set(nodes)) == len(nodes), made.name
-        assert made.doc_string, made.name

@@ -9,7 +9,7 @@
 Positional parameters are operands, keyword-only ones attributes; their annotations give the dtypes. An attribute annotated as a
 tensor (``least: Int32``) is read as one; an `Int` or `Ints` goes into an attribute of a node. A number is a constant of the dtype
 of what it meets; numpy's numbers and arrays keep theirs. The same computation twice is one node. A value has the name of the
-local variable that first held it, else of its operator. The docstring becomes the function's.
+local variable that first held it, else of its operator: names are part of a function, which `audit` compares as a whole.
 
 ``a // b`` is ONNX's Div: it truncates where Python's floors, and ONNX leaves the rounding of a negative quotient to its kernels.
 So a body divides what is at least 0, what leaves no rest, or what is cut off below 0 afterwards; bounds in its docstring show
@@ -271,5 +271,4 @@ def _traced(name: str, outputs: tuple[str, ...], body: Body, *rounding: str) -> 
     nodes = trace.named(dict(zip(results, outputs, strict=True)), inputs)
     optional = [helper.make_attribute(key, value) for key, value in DESCRIPTION.items() if key not in attributes]
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    described = inspect.getdoc(body)
-    return helper.make_function(DOMAIN, name, inputs, outputs, nodes, opsets, list(attributes), optional, doc_string=described)
+    return helper.make_function(DOMAIN, name, inputs, outputs, nodes, opsets, list(attributes), optional)
