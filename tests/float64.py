@@ -45,21 +45,19 @@ def _widen(nodes: Iterable[onnx.NodeProto]) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == T.FLOAT:
                 attribute.i = T.DOUBLE
-            if node.op_type == "Constant" and attribute.name.startswith("value_float") and not attribute.ref_attr_name:
-                value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-                _set_value(node, np.asarray(value, np.float64))
+            if node.op_type == "Constant" and attribute.t.data_type == T.FLOAT:
+                _set_value(node, numpy_helper.to_array(attribute.t).astype(np.float64))
 
 
 def _use_thresholds(function: onnx.FunctionProto) -> None:
-    limits, powers = tables.float_thresholds(np.float64)
-    for node in function.node:
-        if node.op_type == "Constant" and node.output[0] in ("limits", "powers"):
-            _set_value(node, np.asarray(limits if node.output[0] == "limits" else powers, np.float64))
+    narrow, wide = (np.array(tables.float_thresholds(dtype)[0]) for dtype in (np.float32, np.float64))
+    values = {i: numpy_helper.to_array(n.attribute[0].t) for i, n in enumerate(function.node) if n.op_type == "Constant"}
+    (index,) = (i for i, value in values.items() if np.array_equal(value, narrow))
+    _set_value(function.node[index], wide)
 
 
 def _set_value(node: onnx.NodeProto, value: np.ndarray[Any, Any]) -> None:
-    del node.attribute[:]
-    node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(value)))
+    node.attribute[0].t.CopyFrom(numpy_helper.from_array(value))
 
 
 class ConvTranspose(TheirConvTranspose):

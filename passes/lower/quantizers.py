@@ -15,7 +15,7 @@ from wageubn_onnx.graph import Tensor
 from wageubn_onnx.infer import TensorType, dtype_for
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
 from wageubn_onnx.quantizers import integer, tables
-from wageubn_onnx.quantizers.text import SUFFIX
+from wageubn_onnx.quantizers.trace import SUFFIX, Variants
 
 WIDE_LIMIT = 2**integer.WIDE_LIMIT
 NARROW_LIMIT = 2**integer.SHIFT_LIMIT
@@ -44,9 +44,7 @@ def _random(lower: Lowering, node: gs.Node) -> list[Tensor]:
     return [_integer(lower, node.inputs[-1], node)]
 
 
-def _emit(
-    lower: Lowering, node: gs.Node, functions: integer.Variants, inputs: list[Tensor], exponent: Exponent, shape: Any
-) -> Fixed:
+def _emit(lower: Lowering, node: gs.Node, functions: Variants, inputs: list[Tensor], exponent: Exponent, shape: Any) -> Fixed:
     """One call with one output, in the narrowest dtype of its bounds."""
     function = functions[node.attrs["rounding"]]
     lo, hi = _bounds(node)

@@ -44,7 +44,7 @@ def _once(model: onnx.ModelProto) -> onnx.ModelProto:
     makers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] not in outputs:
-            constants[node.output[0]] = _value(node.attribute[0])
+            constants[node.output[0]] = constant_value(node.attribute[0])
             continue
         inputs = [renamed.get(name, name) for name in node.input]
         free = not outputs.intersection(node.output)  # an output of the graph keeps its node
@@ -122,7 +122,7 @@ def _folded(
     if not all(name in constants or not name for name in inputs):
         return None
     if node.op_type == "Constant":
-        return [_value(node.attribute[0])]
+        return [constant_value(node.attribute[0])]
     operands = {name: constants[name] for name in inputs if name}
     if not operands or max(operand.size for operand in operands.values()) > LARGEST:
         return None
@@ -143,7 +143,7 @@ def content(value: Array) -> tuple[str, tuple[int, ...], bytes]:
     return value.dtype.str, value.shape, value.tobytes()
 
 
-def _value(attribute: onnx.AttributeProto) -> Array:
+def constant_value(attribute: onnx.AttributeProto) -> Array:
     """What a Constant node holds: ``value``, or one of its short forms for integers."""
     if attribute.name == "value":
         return numpy_helper.to_array(attribute.t)

@@ -18,6 +18,7 @@ import onnx
 
 from wageubn_onnx.proofs.intervals import Bound
 from wageubn_onnx.quantizers import floating, integer, tables
+from wageubn_onnx.quantizers.trace import Variants
 
 Interval = tuple[int, int]
 Attributes = Mapping[str, Any]
@@ -112,7 +113,7 @@ def _ratio(attributes: Attributes) -> dict[str, Interval]:
     return {"m": INT32, "divisor": (1, (2**31 - 1) // (4 * int(attributes["greatest"]) + 5))}
 
 
-def _each(variants: integer.Variants, *splits: Split, relative: tuple[str, ...] = (), **ranges: Interval) -> list[Contract]:
+def _each(variants: Variants, *splits: Split, relative: tuple[str, ...] = (), **ranges: Interval) -> list[Contract]:
     """Contracts of one function in several roundings; a stochastic one also takes random bits."""
     found = []
     for function in variants.values():

@@ -16,26 +16,26 @@ import onnx
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
 
 T = onnx.TensorProto
 MOST_ROWS = 6  # more cost what they save
 GREATEST = 127  # of an int8 factor
 BYTE = 8  # by which any 8-bit sum but 0 saturates, as by each longer shift to the left
 
-# q = round((x - zero) * w * scale + bias * scale) for each channel, half to even, plus y_zero, in bottom..top
-# x uint8 [N, C, R, P], w int8 [C, 1, R, 1], bias int32 [C], scale float32 [1] or [C]; q uint8 [N, C, 1, P]
-AFFINE = function(
-    "AffineQuantize", ("kernel_shape", "group"), "(x, zero, w, scale, bias, y_zero, bottom, top) => (q)",
+
+@function("AffineQuantize", "q")
+def AFFINE(
+    x: Uint8, zero: Uint8, w: Int8, scale: Float32, bias: Int32, y_zero: Uint8, bottom: Uint8, top: Uint8,
+    *, kernel_shape: Ints, group: Int,
+) -> Value:  # fmt: skip
+    """q = round((x - zero) * w * scale + bias * scale) for each channel, half to even, plus y_zero, in bottom..top.
+
+    x [N, C, R, P], w [C, 1, R, 1], bias [C], scale [1] or [C]; q uint8 [N, C, 1, P].
     """
-    one = Constant <value: tensor = float {1.0}> ()
-    none = Constant <value: tensor = int8 {0}> ()
-    y = QLinearConv <kernel_shape: ints = @kernel_shape, group: int = @group>
-        (x, one, zero, w, scale, none, one, y_zero, bias)
-    raised = Max (y, bottom)
-    q = Min (raised, top)
-    """,
-)  # fmt: skip
+    one = np.float32(1)
+    y = op("QLinearConv", x, one, zero, w, scale, np.int8(0), one, y_zero, bias, kernel_shape=kernel_shape, group=group)
+    return minimum(maximum(y, bottom), top)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.passes.targets.tidy import constant_value
 from wageubn_onnx.quantizers.integer import FOLLOW, FOLLOW_CHANNELS
 
 T = onnx.TensorProto
@@ -39,7 +40,7 @@ def bare_extremes(edit: Edit, by_size: bool) -> None:
         extremes = []
         for inner in body.node:
             if inner.op_type in REDUCTIONS:
-                axes = [attributes(makers[name])["value_ints"] for name in inner.input[1:]]
+                axes = [constant_value(makers[name].attribute[0]) for name in inner.input[1:]]
                 operands = [raised, *(edit.put(a, np.int64) for a in axes)]
                 dtype = T.UINT8 if is_int8 else edit.dtype(signed)
                 kind = "ReduceMax" if sized else inner.op_type  # the least is of no interest then

@@ -15,28 +15,26 @@ from wageubn_onnx.passes.targets.cpu.matrix import MATRIX, factor, windows
 from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.trace import Float32, Int, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
 
 T = onnx.TensorProto
 WINDOW = ("pads", "strides", "dilations", "kernel_shape", "group")
 
-# q = round((x - zero) * w * scale) for each output channel, half to even, in least..greatest; x uint8 [N, I, H, W], w int8
-# [O, I/G, KH, KW], scale float32 [1] or [O], powers of two
-PRODUCT = function(
-    "ProductQuantize", ("pads", "strides", "dilations", "kernel_shape", "group"),
-    "(x, zero, w, scale, bottom, top) => (q)",
+
+@function("ProductQuantize", "q")
+def PRODUCT(
+    x: Uint8, zero: Uint8, w: Int8, scale: Float32, bottom: Uint8, top: Uint8,
+    *, pads: Ints, strides: Ints, dilations: Ints, kernel_shape: Ints, group: Int,
+) -> Value:  # fmt: skip
+    """q = round((x - zero) * w * scale) for each output channel, half to even, int8; bottom and top are its bounds + 128.
+
+    x [N, I, H, W], w [O, I/G, KH, KW], scale [1] or [O], powers of two.
     """
-    one = Constant <value: tensor = float {1.0}> ()
-    none = Constant <value: tensor = int8 {0}> ()
-    flip = Constant <value: tensor = uint8 {128}> ()
-    y = QLinearConv <pads: ints = @pads, strides: ints = @strides, dilations: ints = @dilations,
-        kernel_shape: ints = @kernel_shape, group: int = @group> (x, one, zero, w, scale, none, one, flip)
-    raised = Max (y, bottom)
-    bounded = Min (raised, top)
-    turned = BitwiseXor (bounded, flip)
-    q = Cast <to: int = 3> (turned)
-    """,
-)  # fmt: skip
+    window = {"pads": pads, "strides": strides, "dilations": dilations, "kernel_shape": kernel_shape, "group": group}
+    one = np.float32(1)
+    y = op("QLinearConv", x, one, zero, w, scale, np.int8(0), one, np.uint8(128), **window)
+    bounded = minimum(maximum(y, bottom), top)
+    return cast(bounded ^ 128, np.int8)
 
 
 def fused_products(edit: Edit, prefers_fused: Preference, prefers_matrix: Preference) -> None:

@@ -8,51 +8,38 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 
 from wageubn_onnx.graph import PREFIX
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.trace import Int32, Uint8, Uint16, Value, cast, equal, function, maximum, minimum
 
 REACH = 2**23  # below it the size of what has halves
 
-# w = 2^16 * (high - 128) + low of int32 -2^23 <= w < 2^23; high uint8, low uint16
-_LIFTED = f"""
-    lift = Constant <value: tensor = int32 {{{REACH}}}> ()
-    unit = Constant <value: tensor = int32 {{65536}}> ()
-    lifted = Add (w, lift)
-    """
-HIGH = function("HighHalf", (), "(w) => (high)", _LIFTED + "quotient = Div (lifted, unit) high = Cast <to: int = 2> (quotient)")
-LOW = function("LowHalf", (), "(w) => (low)", _LIFTED + "low = Cast <to: int = 4> (lifted)")
 
-# q = round(w / 2^16), half to even, in least..greatest, int8; bottom and top are those limits + 128
-ROUND = function(
-    "HalvesQuantize", ("bottom", "top"), "(high, low) => (q)",
-    """
-    bottom64 = Constant <value_int: int = @bottom> ()
-    bottom = Cast <to: int = 2> (bottom64)
-    top64 = Constant <value_int: int = @top> ()
-    top = Cast <to: int = 2> (top64)
-    middle = Constant <value: tensor = uint16 {32768}> ()
-    flip = Constant <value: tensor = uint8 {128}> ()
-    most = Constant <value: tensor = uint8 {255}> ()
-    is_above = Greater (low, middle)
-    above = Cast <to: int = 2> (is_above)
-    is_tie = Equal (low, middle)
-    tie = Cast <to: int = 2> (is_tie)
-    parity = Mul (high, flip)
-    odd_tie = Min (parity, tie)
-    up = Add (above, odd_tie)
-    room = Sub (most, high)
-    within = Min (up, room)
-    rounded = Add (high, within)
-    raised = Max (rounded, bottom)
-    bounded = Min (raised, top)
-    turned = Add (bounded, flip)
-    q = Cast <to: int = 3> (turned)
-    """,
-)  # fmt: skip
+@function("HighHalf", "high")
+def HIGH(w: Int32) -> Value:
+    """w = 2^16 * (high - 128) + low, -2^23 <= w < 2^23; uint8."""
+    return cast((w + REACH) // 2**16, np.uint8)
+
+
+@function("LowHalf", "low")
+def LOW(w: Int32) -> Value:
+    """The same; uint16."""
+    return cast(w + REACH, np.uint16)
+
+
+@function("HalvesQuantize", "q")
+def ROUND(high: Uint8, low: Uint16, *, bottom: Uint8, top: Uint8) -> Value:
+    """q = round(w / 2^16), half to even, int8; bottom and top are its bounds + 128."""
+    above, tie = cast(low > 2**15, np.uint8), cast(equal(low, 2**15), np.uint8)
+    parity = high * 128  # uint8 wraps
+    up = above + minimum(parity, tie)
+    rounded = high + minimum(up, 255 - high)
+    bounded = minimum(maximum(rounded, bottom), top)
+    return cast(bounded + 128, np.int8)
 
 
 def halved_weights(edit: Edit) -> None:

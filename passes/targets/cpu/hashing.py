@@ -3,108 +3,62 @@ what seed and step make of each other is made once for all tensors."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.floating import FACTOR, mixed, step_hash
+from wageubn_onnx.quantizers.trace import Int32, Int64, Value, cast, function, op
 
 LONG = 2**16  # numbers from which on their counters are made run by run
+PLACES = np.arange(256, dtype=np.uint32)
 
-STEP = function(
-    "StepHash", (), "(seed, number) => (hash)",
+
+@function("StepHash", "hash")
+def STEP(seed: Int32, number: Int32) -> Value:
+    """What `RandomBits` makes of them, int64."""
+    return step_hash(seed, number)
+
+
+def _scrambled(x: Value) -> Value:
+    """x ^ (x >> 16)."""
+    return x >> 16 ^ x
+
+
+def _bits(a: Value) -> Value:
+    """The bits to keep, of a hash after one mixing step."""
+    return cast(_scrambled(a) * FACTOR >> 16, np.int32)
+
+
+@function("HashedBits", "bits")
+def RANDOM(hash: Int64, *, tensor: Int64, count: Int32) -> Value:
+    """What `RandomBits` gives, of its `StepHash`; int32 [count]."""
+    first = cast(mixed(hash + tensor), np.uint32)
+    x = first + cast(op("Range", 0, count, 1), np.uint32)
+    return _bits(_scrambled(x) * FACTOR)
+
+
+def _reshaped(x: Value, *shape: int) -> Value:
+    return op("Reshape", x, np.array(shape, np.int64))
+
+
+@function("HashedBitsLong", "bits")
+def RANDOM_LONG(hash: Int64, *, tensor: Int64, count: Int64) -> Value:
+    """The same of a long tensor.
+
+    In a run of 2^16 counters x = 2^16 run + 2^8 i + j, the mixed x ^ (x >> 16) is a sum of what i and what j decide, and so is
+    its product with the factor: one addition makes it.
     """
-    mask = Constant <value_int: int = 4294967295> ()
-    seed_64 = Cast <to: int = 7> (seed)
-    number_64 = Cast <to: int = 7> (number)
-    k0 = BitwiseAnd (seed_64, mask)
-    k1 = wageubn.HashMix (k0)
-    k2 = Add (k1, number_64)
-    k3 = BitwiseAnd (k2, mask)
-    hash = wageubn.HashMix (k3)
-    """,
-)  # fmt: skip
-
-_START = """
-    mask = Constant <value_int: int = 4294967295> ()
-    id = Constant <value_int: int = @tensor> ()
-    k5 = Add (hash, id)
-    k6 = BitwiseAnd (k5, mask)
-    start = wageubn.HashMix (k6)
-    first = Cast <to: int = 12> (start)
-    n64 = Constant <value_int: int = @count> ()
-    sixteen = Constant <value: tensor = uint32 {16}> ()
-    factor = Constant <value: tensor = uint32 {73244475}> ()
-    """
-_END = """
-    b0 = BitShift <direction: string = "RIGHT"> (a2, sixteen)
-    b1 = BitwiseXor (b0, a2)
-    b2 = Mul (b1, factor)
-    top = BitShift <direction: string = "RIGHT"> (b2, sixteen)
-    bits = Cast <to: int = 6> (top)
-    """
-
-RANDOM = function(
-    "HashedBits", ("tensor", "count"), "(hash) => (bits)",
-    _START + """
-    n = Cast <to: int = 6> (n64)
-    zero = Constant <value: tensor = int32 {0}> ()
-    one = Constant <value: tensor = int32 {1}> ()
-    counted = Range (zero, n, one)
-    index = Cast <to: int = 12> (counted)
-    x = Add (first, index)
-    a0 = BitShift <direction: string = "RIGHT"> (x, sixteen)
-    a1 = BitwiseXor (a0, x)
-    a2 = Mul (a1, factor)
-    """ + _END,
-)  # fmt: skip
-
-# In a run of 2^16 counters x = 2^16 run + 2^8 i + j, the mixed x ^ (x >> 16) is a sum of what i and what j decide, and so is its
-# product with the factor: one addition makes it.
-RANDOM_LONG = function(
-    "HashedBitsLong", ("tensor", "count"), "(hash) => (bits)",
-    _START + """
-    zero = Constant <value_int: int = 0> ()
-    one = Constant <value_int: int = 1> ()
-    row = Constant <value_int: int = 256> ()
-    unit = Constant <value_int: int = 65536> ()
-    eight = Constant <value: tensor = uint32 {8}> ()
-    low = Constant <value: tensor = uint32 {255}> ()
-    shape = Constant <value_ints: ints = [-1, 1]> ()
-    by_row = Constant <value_ints: ints = [-1, 256, 1]> ()
-    by_column = Constant <value_ints: ints = [-1, 1, 256]> ()
-    flat = Constant <value_ints: ints = [-1]> ()
-    reach = Add (n64, unit)
-    beyond = Sub (reach, one)
-    whole = Div (beyond, unit)
-    count = Add (whole, one)
-    places64 = Range (zero, row, one)
-    places = Cast <to: int = 12> (places64)
-    later64 = Range (zero, count, one)
-    later = Cast <to: int = 12> (later64)
-    first_run = BitShift <direction: string = "RIGHT"> (first, sixteen)
-    counted = Add (first_run, later)
-    run_mask = Constant <value: tensor = uint32 {65535}> ()
-    run_line = BitwiseAnd (counted, run_mask)
-    runs = Reshape (run_line, shape)
-    run_high = BitShift <direction: string = "RIGHT"> (runs, eight)
-    run_low = BitwiseAnd (runs, low)
-    i0 = BitwiseXor (places, run_high)
-    i1 = BitShift <direction: string = "LEFT"> (i0, eight)
-    above = BitShift <direction: string = "LEFT"> (runs, sixteen)
-    i2 = Add (i1, above)
-    i3 = Mul (i2, factor)
-    rows = Reshape (i3, by_row)
-    j0 = BitwiseXor (places, run_low)
-    j1 = Mul (j0, factor)
-    columns = Reshape (j1, by_column)
-    cells = Add (rows, columns)
-    cell_line = Reshape (cells, flat)
-    offset = Mod (start, unit)
-    from = Reshape (offset, flat)
-    until = Add (from, n64)
-    axis = Constant <value_ints: ints = [0]> ()
-    a2 = Slice (cell_line, from, until, axis)
-    """ + _END,
-)  # fmt: skip
+    start = mixed(hash + tensor)
+    first = cast(start, np.uint32)
+    later = cast(op("Range", 0, (count + 2**16 - 1) // 2**16 + 1, 1), np.uint32)
+    runs = _reshaped(((first >> 16) + later) & (2**16 - 1), -1, 1)
+    of_rows = (runs >> 8 ^ PLACES) << 8
+    rows = _reshaped((of_rows + (runs << 16)) * FACTOR, -1, 256, 1)
+    columns = _reshaped((runs & 255 ^ PLACES) * FACTOR, -1, 1, 256)
+    cells = _reshaped(rows + columns, -1)
+    begin = _reshaped(start % 2**16, -1)
+    return _bits(op("Slice", cells, begin, begin + count, np.array([0], np.int64)))
 
 
 def uint32_hashes(edit: Edit) -> None:

@@ -14,28 +14,21 @@ import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.trace import Float32, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
 
 T = onnx.TensorProto
 
-# q = round((a - zero) b * scale), half to even, in least..greatest, as maps int8 [N, O, OH, OW] of shape [N, OH, OW, O]; a uint8
-# [N * OH * OW, K], b int8 [K, O], scale float32 [1] or [O], powers of two; bottom and top are the limits + 128
-MATRIX = function(
-    "MatrixQuantize", ("shape",), "(a, zero, b, scale, bottom, top) => (q)",
+
+@function("MatrixQuantize", "q")
+def MATRIX(a: Uint8, zero: Uint8, b: Int8, scale: Float32, bottom: Uint8, top: Uint8, *, shape: Ints) -> Value:
+    """q = round((a - zero) b * scale), half to even, int8, as maps [N, O, OH, OW] of shape [N, OH, OW, O].
+
+    a [N * OH * OW, K], b [K, O], scale [1] or [O], powers of two; bottom and top are the bounds + 128.
     """
-    one = Constant <value: tensor = float {1.0}> ()
-    none = Constant <value: tensor = int8 {0}> ()
-    flip = Constant <value: tensor = uint8 {128}> ()
-    shape = Constant <value_ints: ints = @shape> ()
-    y = QLinearMatMul (a, one, zero, b, scale, none, one, flip)
-    maps = Reshape (y, shape)
-    raised = Max (maps, bottom)
-    bounded = Min (raised, top)
-    second = Transpose <perm: ints = [0, 3, 1, 2]> (bounded)
-    turned = BitwiseXor (second, flip)
-    q = Cast <to: int = 3> (turned)
-    """,
-)  # fmt: skip
+    one = np.float32(1)
+    y = op("QLinearMatMul", a, one, zero, b, scale, np.int8(0), one, np.uint8(128))
+    bounded = minimum(maximum(op("Reshape", y, shape), bottom), top)
+    return cast(op("Transpose", bounded, perm=[0, 3, 1, 2]) ^ 128, np.int8)
 
 
 def windows(edit: Edit, product: onnx.NodeProto, is_reversed: bool) -> str:

@@ -18,7 +18,8 @@ import onnx
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.integer import bounded
+from wageubn_onnx.quantizers.trace import Int, Int8, Int32, Value, cast, clip, function
 
 T = onnx.TensorProto
 CHANNELS = [0, 2, 3]  # the axes that a channel's sum runs over
@@ -28,60 +29,25 @@ STEP = 255  # of which a product of int8 and uint8 is so many, 128 at most, and 
 PRODUCT = 129 * STEP  # above what such a product is, and its steps alone
 RAISED = 128  # what int8 is more as uint8, and so are steps and rests
 
-# y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; x int8, mean and sigma int32 [1, C, 1, 1].
-# What is negative after the lift is cut off, so that it need not be rounded downward.
-NORMALIZE = function(
-    "NormalizeHalfUp", ("slope", "scale", "lift", "to", "least", "greatest"), "(x, mean, sigma) => (y)",
-    """
-    slope64 = Constant <value_int: int = @slope> ()
-    slope = Cast <to: int = 6> (slope64)
-    scale64 = Constant <value_int: int = @scale> ()
-    scale = Cast <to: int = 6> (scale64)
-    lift64 = Constant <value_int: int = @lift> ()
-    lift = Cast <to: int = 6> (lift64)
-    least64 = Constant <value_int: int = @least> ()
-    least32 = Cast <to: int = 6> (least64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest32 = Cast <to: int = 6> (greatest64)
-    two = Constant <value: tensor = int32 {2}> ()
-    one = Constant <value: tensor = int32 {1}> ()
-    bottom = Add (least32, lift)
-    top = Add (greatest32, lift)
-    double = Mul (sigma, two)
-    twice_lift = Mul (lift, two)
-    halves = Add (twice_lift, one)
-    lifted = Mul (sigma, halves)
-    centre = Mul (mean, scale)
-    twice_centre = Mul (centre, two)
-    constant = Sub (lifted, twice_centre)
-    twice_slope = Mul (slope, two)
-    wide = Cast <to: int = 6> (x)
-    sloped = Mul (wide, twice_slope)
-    numerator = Add (sloped, constant)
-    quotient = Div (numerator, double)
-    bounded = Clip (quotient, bottom, top)
-    r = Sub (bounded, lift)
-    y = Cast <to: int = @to> (r)
-    """,
-)  # fmt: skip
 
-# y = round(m / 2^shift), ties upward, in 0..greatest: what is negative becomes 0, rounded either way
-UNSIGNED = function(
-    "DirectQuantizeUnsigned", ("half", "divisor", "to", "greatest"), "(m) => (y)",
+@function("NormalizeHalfUp", "y")
+def NORMALIZE(
+    x: Int8, mean: Int32, sigma: Int32, *, slope: Int32, scale: Int32, lift: Int32, to: Int, least: Int32, greatest: Int32
+) -> Value:
+    """y = round((slope * x - scale * mean) / sigma), ties upward, in least..greatest; mean and sigma [1, C, 1, 1].
+
+    What is negative after the lift is cut off, so that it need not be rounded downward.
     """
-    half64 = Constant <value_int: int = @half> ()
-    half = Cast <to: int = 6> (half64)
-    divisor64 = Constant <value_int: int = @divisor> ()
-    divisor = Cast <to: int = 6> (divisor64)
-    greatest64 = Constant <value_int: int = @greatest> ()
-    greatest = Cast <to: int = 6> (greatest64)
-    zero = Constant <value: tensor = int32 {0}> ()
-    raised = Add (m, half)
-    quotient = Div (raised, divisor)
-    bounded = Clip (quotient, zero, greatest)
-    y = Cast <to: int = @to> (bounded)
-    """,
-)  # fmt: skip
+    constant = sigma * (lift * 2 + 1) - mean * scale * 2
+    numerator = cast(x, np.int32) * (slope * 2) + constant
+    r = clip(numerator // (sigma * 2), least + lift, greatest + lift) - lift
+    return cast(r, to)
+
+
+@function("DirectQuantizeUnsigned", "y")
+def UNSIGNED(m: Int32, *, half: Int32, divisor: Int32, to: Int, greatest: Int32) -> Value:
+    """y = round(m / divisor), ties upward, in 0..greatest; half = divisor / 2. What is negative becomes 0, rounded either way."""
+    return bounded((m + half) // divisor, 0, greatest, to)
 
 
 def lean_moments(edit: Edit, by_steps: bool) -> None:

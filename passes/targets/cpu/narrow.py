@@ -7,120 +7,74 @@ an If.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
-from wageubn_onnx.quantizers import tables
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
+from wageubn_onnx.quantizers.trace import (
+    Int32,
+    Uint8,
+    Uint16,
+    Value,
+    cast,
+    equal,
+    function,
+    gather,
+    maximum,
+    minimum,
+    reduce_max,
+)
 
 LIMIT = 1_500_000_000  # |gradient + decay|: below 2^30.5, so that its range is at most 2^30 and no sum below passes 2^31
 LEAST = 17  # the shortest shift of a decay
 DEEPEST = 45  # a longer shift of a decay gives 0, as this one does
 LARGEST = 2**15  # factors of a decay are below
 
-_THRESHOLDS = [t for t in tables.WIDE_THRESHOLDS if t < 2**31]
+THRESHOLDS = WIDE_THRESHOLDS[WIDE_THRESHOLDS < 2**31].astype(np.int32)
 # w * factor / 2^shift is half an odd number where w is: with shift = 16 + steps, where low is 0 and the upper half, signed, is
 # 2^(steps-1) times an odd number. Times 2^(7-steps), in 8 bits, that is 64 or 192, of which one is rounded up.
-_TIES = [0] + [2 ** (7 - steps) for steps in range(1, 8)] + [0] * (DEEPEST - 16 - 7)
+TIES = np.array([0, *(2 ** (7 - steps) for steps in range(1, 8)), *[0] * (DEEPEST - 16 - 7)], np.uint8)
 
 
-def _table(values: list[int]) -> str:
-    return ", ".join(map(str, values))
+def _decay(high: Value, low: Value, shift: Value, factor: Value, residue: Value) -> Value:
+    """round(w * factor / 2^shift), w by its halves, factor odd, 17 <= shift.
+
+    floor((high * factor + floor((low * factor + 2^16-1) / 2^16) + 2^(shift-17) - 1) / 2^(shift-16)) rounds ties down; low is 1
+    more where a tie is to go up.
+    """
+    steps = minimum(shift, DEEPEST) - 16
+    unit, half = gather(POWERS, steps), gather(POWERS, steps - 1)
+    scaled_high = (high + 128) * gather(TIES, steps)
+    is_up = equal(scaled_high, residue) & equal(low, 0)
+    raised_low = low + cast(cast(is_up, np.uint8), np.uint16)
+    below = (cast(raised_low, np.int32) * factor + (2**16 - 1)) // 2**16
+    base = LIFT - factor * 128 + (half - 1)
+    lifted = cast(high, np.int32) * factor + base + below
+    return lifted // unit - LIFT // unit
 
 
-NARROW = function(
-    "ConstantQuantizeNarrow", ("factor", "residue"), "(high, low, dw, shift, dr, random) => (q)",
-    # dw, random int32; Sr(dr * x/R), |q| < dr, of x = dw + round(w * factor / 2^shift), 17 <= shift, |x| <= LIMIT, w by its
-    # halves, factor odd. The decay is floor((high * factor + floor((low * factor + 2^16-1) / 2^16) + 2^(shift-17) - 1) /
-    # 2^(shift-16)), which rounds ties down; low is 1 more where a tie is to go up.
-    # With fine = ceil(|x| / 2^(s-16)), the size in 1/2^16 of a unit, q = floor((fine + 2^16-1 - random) / 2^16); the two
-    # divisions by powers of two are one.
-    f"""
-    factor64 = Constant <value_int: int = @factor> ()
-    factor = Cast <to: int = 6> (factor64)
-    residue64 = Constant <value_int: int = @residue> ()
-    residue = Cast <to: int = 2> (residue64)
-    deepest = Constant <value: tensor = int32 {{{DEEPEST}}}> ()
-    lift = Constant <value: tensor = int32 {{{2**29}}}> ()
-    zero = Constant <value: tensor = int32 {{0}}> ()
-    one = Constant <value: tensor = int32 {{1}}> ()
-    sixteen = Constant <value: tensor = int32 {{16}}> ()
-    unit = Constant <value: tensor = int32 {{65536}}> ()
-    nearly = Constant <value: tensor = int32 {{65535}}> ()
-    middle = Constant <value: tensor = int32 {{128}}> ()
-    flip = Constant <value: tensor = uint8 {{128}}> ()
-    none = Constant <value: tensor = uint16 {{0}}> ()
-    two = Constant <value: tensor = int8 {{2}}> ()
-    plus = Constant <value: tensor = int8 {{1}}> ()
-    powers = Constant <value: tensor = int32[{len(tables.POWERS)}] {{{_table(tables.POWERS)}}}> ()
-    ties = Constant <value: tensor = uint8[{len(_TIES)}] {{{_table(_TIES)}}}> ()
-    limits = Constant <value: tensor = int32[{len(_THRESHOLDS)}] {{{_table(_THRESHOLDS)}}}> ()
-    ranges = Constant <value: tensor = int32[7] {{2, 4, 8, 16, 32, 64, 128}}> ()
-    near = Min (shift, deepest)
-    steps = Sub (near, sixteen)
-    fewer = Sub (steps, one)
-    decay_unit = Gather (powers, steps)
-    half = Gather (powers, fewer)
-    tie_factor = Gather (ties, steps)
-    signed_high = Add (high, flip)
-    scaled_high = Mul (signed_high, tie_factor)
-    is_residue = Equal (scaled_high, residue)
-    is_whole = Equal (low, none)
-    is_up = And (is_residue, is_whole)
-    up8 = Cast <to: int = 2> (is_up)
-    up16 = Cast <to: int = 4> (up8)
-    raised_low = Add (low, up16)
-    low32 = Cast <to: int = 6> (raised_low)
-    low_product = Mul (low32, factor)
-    low_raised = Add (low_product, nearly)
-    below = Div (low_raised, unit)
-    high32 = Cast <to: int = 6> (high)
-    high_product = Mul (high32, factor)
-    centre = Mul (factor, middle)
-    from_centre = Sub (lift, centre)
-    nearly_half = Sub (half, one)
-    base = Add (from_centre, nearly_half)
-    high_raised = Add (high_product, base)
-    sum = Add (high_raised, below)
-    lifted_decay = Div (sum, decay_unit)
-    offset = Div (lift, decay_unit)
-    decay = Sub (lifted_decay, offset)
-    x = Add (dw, decay)
-    size = Abs (x)
-    greatest = ReduceMax <keepdims: int = 0> (size)
-    reached = GreaterOrEqual (greatest, limits)
-    ones = Cast <to: int = 6> (reached)
-    log = ReduceSum <keepdims: int = 0> (ones)
-    within = GreaterOrEqual (dr, ranges)
-    bits = Cast <to: int = 6> (within)
-    dr_log = ReduceSum <keepdims: int = 0> (bits)
-    s = Sub (log, dr_log)
-    fine_shift = Sub (s, sixteen)
-    minus = Sub (zero, fine_shift)
-    left = Max (minus, zero)
-    right = Max (fine_shift, zero)
-    by = Gather (powers, left)
-    fine_unit = Gather (powers, right)
-    divisor = Mul (fine_unit, unit)
-    most = Sub (divisor, one)
-    chance = Mul (random, fine_unit)
-    scaled = Mul (size, by)
-    raised = Add (scaled, most)
-    numerator = Sub (raised, chance)
-    kept = Div (numerator, divisor)
-    kept8 = Cast <to: int = 2> (kept)
-    limit = Sub (dr, one)
-    limit8 = Cast <to: int = 2> (limit)
-    bounded = Min (kept8, limit8)
-    bounded8 = Cast <to: int = 3> (bounded)
-    is_negative = Less (x, zero)
-    negative = Cast <to: int = 3> (is_negative)
-    twice = Mul (negative, two)
-    sign = Sub (plus, twice)
-    q = Mul (bounded8, sign)
-    """,
-)  # fmt: skip
+@function("ConstantQuantizeNarrow", "q")
+def NARROW(
+    high: Uint8, low: Uint16, dw: Int32, shift: Int32, dr: Int32, random: Int32, *, factor: Int32, residue: Uint8
+) -> Value:
+    """q = Sr(dr * x/R), |q| < dr, int8, of x = dw + round(w * factor / 2^shift), w by its halves; |x| <= `LIMIT`. See `_decay`.
+
+    With fine = ceil(|x| / 2^(s-16)), the size in 1/2^16 of a unit, |q| = floor((fine + 2^16-1 - random) / 2^16); the two
+    divisions by powers of two are one.
+    """
+    x = dw + _decay(high, low, shift, factor, residue)
+    size = abs(x)
+    greatest = reduce_max(size, keepdims=0)
+    fine_shift = reached(greatest, THRESHOLDS) - reached(dr, RANGES) - 16
+    by, fine_unit = gather(POWERS, maximum(0 - fine_shift, 0)), gather(POWERS, maximum(fine_shift, 0))
+    divisor = fine_unit * 2**16
+    chance = random * fine_unit
+    kept = (size * by + (divisor - 1) - chance) // divisor
+    bounded = minimum(cast(kept, np.uint8), cast(dr - 1, np.uint8))
+    sign = 1 - cast(x < 0, np.int8) * 2
+    return cast(bounded, np.int8) * sign
 
 
 def narrow_gradients(edit: Edit) -> None:

@@ -11,21 +11,17 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Array, Edit
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.trace import Int, Int8, Ints, Uint8, Value, function, op
 
 T = onnx.TensorProto
 FEWEST = 8  # channels from which on the kernel is the faster one
 
-PHASE = function(
-    "Phase", ("strides", "group"), "(x, ones) => (y)",
-    # y[n, c, i, j] = x[n, c, i * strides[0], j * strides[1]]; uint8; ones int8 [C, 1, 1, 1]
-    """
-    one = Constant <value: tensor = float {1.0}> ()
-    none = Constant <value: tensor = uint8 {0}> ()
-    none8 = Constant <value: tensor = int8 {0}> ()
-    y = QLinearConv <strides: ints = @strides, group: int = @group> (x, one, none, ones, one, none8, one, none)
-    """,
-)  # fmt: skip
+
+@function("Phase", "y")
+def PHASE(x: Uint8, ones: Int8, *, strides: Ints, group: Int) -> Value:
+    """y[n, c, i, j] = x[n, c, i * strides[0], j * strides[1]]; ones [C, 1, 1, 1]."""
+    one, none = np.float32(1), np.uint8(0)
+    return op("QLinearConv", x, one, none, ones, one, np.int8(0), one, none, strides=strides, group=group)
 
 
 def phases_by_kernel(edit: Edit) -> None:

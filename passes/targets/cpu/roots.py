@@ -5,45 +5,38 @@ A root that is rounded to the nearest is at least k where its radicand reaches t
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.integer import BOUNDS, RADICAND
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.integer import bounded, radicand
+from wageubn_onnx.quantizers.trace import Int, Int32, Int64, Value, cast, function, reduce_sum
 
 STEP = 64
 GREATEST = STEP**2 - 1  # of a root
 
-# q = round(sqrt(total/count * factor + offset) / 2), ties upward, in least..greatest <= GREATEST; int64 [1, C, 1, 1], the
-# radicand in quarters of q's unit squared: q >= k where it reaches (2k - 1)^2
-ROOT = function(
-    "DirectQuantizeRootSteps", ("to", "least", "greatest"), "(total, count, factor, offset) => (q)",
-    f"""
-    last = Constant <value_ints: ints = [-1]> ()
-    zero = Constant <value: tensor = int64 {{0}}> ()
-    one = Constant <value: tensor = int32 {{1}}> ()
-    step = Constant <value: tensor = int32 {{{STEP}}}> ()
-    double_step = Constant <value: tensor = int32 {{{2 * STEP}}}> ()
-    most = Constant <value: tensor = int64 {{{2**31 - 1}}}> ()
-    coarse = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str((2 * STEP * i - 1) ** 2) for i in range(1, STEP))}}}> ()
-    evens = Constant <value: tensor = int32[{STEP - 1}] {{{", ".join(str(2 * i) for i in range(1, STEP))}}}> ()
-    """ + BOUNDS + RADICAND + """
-    narrow = Cast <to: int = 6> (v)
-    steps_reached = GreaterOrEqual (narrow, coarse)
-    steps_each = Cast <to: int = 6> (steps_reached)
-    steps = ReduceSum (steps_each, last)
-    base0 = Mul (steps, double_step)
-    base = Sub (base0, one)
-    candidates = Add (base, evens)
-    squares = Mul (candidates, candidates)
-    reached = GreaterOrEqual (narrow, squares)
-    each = Cast <to: int = 6> (reached)
-    fine = ReduceSum (each, last)
-    before = Mul (steps, step)
-    root = Add (before, fine)
-    bounded = Clip (root, least, greatest)
-    q = Cast <to: int = @to> (bounded)
-    """,
-)  # fmt: skip
+COARSE = np.array([(2 * STEP * i - 1) ** 2 for i in range(1, STEP)], np.int32)
+EVENS = np.array([2 * i for i in range(1, STEP)], np.int32)
+
+
+def _reached(x: Value, thresholds: np.ndarray[Any, Any] | Value) -> Value:
+    """How many of them, along the last axis, each channel's number reaches."""
+    return reduce_sum(cast(x >= thresholds, np.int32), np.array([-1], np.int64))
+
+
+@function("DirectQuantizeRootSteps", "q")
+def ROOT(total: Int64, count: Int64, factor: Int64, offset: Int64, *, to: Int, least: Int32, greatest: Int32) -> Value:
+    """q = round(sqrt(total/count * factor + offset) / 2), ties upward, in least..greatest <= `GREATEST`; operands [1, C, 1, 1].
+
+    The radicand is in quarters of q's unit squared: q >= k where it reaches (2k - 1)^2.
+    """
+    narrow = cast(radicand(total, count, factor, offset, 2**31 - 1).v, np.int32)
+    steps = _reached(narrow, COARSE)
+    candidates = steps * (2 * STEP) - 1 + EVENS
+    root = steps * STEP + _reached(narrow, candidates * candidates)
+    return bounded(root, least, greatest, to)
 
 
 def stepwise_roots(edit: Edit) -> None:

@@ -7,35 +7,21 @@ import onnx
 
 from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.integer import BOUNDS, SHIFT_LIMIT
-from wageubn_onnx.quantizers.text import function
+from wageubn_onnx.quantizers.integer import LIFT, SHIFT_LIMIT, bounded
+from wageubn_onnx.quantizers.trace import Int, Int32, Value, function
 
-LIFT = 2**29  # makes mantissas positive; an even multiple of every divisor, so that parities stay
 
-# r = round(m / divisor), half to even, of int32 |m| < 2^28: floor((a + divisor/2 - 1 + parity of floor(a/divisor)) / divisor)
-STATIC = function(
-    "DirectQuantizeStatic", ("divisor", "offset", "nearly", "to", "least", "greatest"), "(m) => (q)",
-    f"""
-    lift = Constant <value: tensor = int32 {{{LIFT}}}> ()
-    one = Constant <value: tensor = int32 {{1}}> ()
-    divisor64 = Constant <value_int: int = @divisor> ()
-    divisor = Cast <to: int = 6> (divisor64)
-    offset64 = Constant <value_int: int = @offset> ()
-    offset = Cast <to: int = 6> (offset64)
-    nearly64 = Constant <value_int: int = @nearly> ()
-    nearly = Cast <to: int = 6> (nearly64)
-    a = Add (m, lift)
-    quotient = Div (a, divisor)
-    parity = BitwiseAnd (quotient, one)
-    raised = Add (a, nearly)
-    c = Add (raised, parity)
-    rounded = Div (c, divisor)
-    r = Sub (rounded, offset)
-    """ + BOUNDS + """
-    bounded = Clip (r, least, greatest)
-    q = Cast <to: int = @to> (bounded)
-    """,
-)  # fmt: skip
+@function("DirectQuantizeStatic", "q")
+def STATIC(m: Int32, *, divisor: Int32, offset: Int32, nearly: Int32, to: Int, least: Int32, greatest: Int32) -> Value:
+    """q = round(m / divisor), half to even, in least..greatest; |m| < 2^28.
+
+    floor((a + nearly + parity of floor(a / divisor)) / divisor) - offset, with a = m + `LIFT`, nearly = divisor/2 - 1, and
+    offset = `LIFT` / divisor.
+    """
+    a = m + LIFT
+    parity = a // divisor & 1
+    r = (a + nearly + parity) // divisor - offset
+    return bounded(r, least, greatest, to)
 
 
 def static_shifts(edit: Edit) -> None:
