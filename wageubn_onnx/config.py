@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,11 @@ class Config:
         if self.num_classes is not None and self.num_classes < 2:
             raise WageubnError(f"num-classes {self.num_classes}: a head tells at least 2 classes apart")
         self._check_numbers()
+
+    def for_channels(self, channels: int) -> Config:
+        """The same with a mean and a std for each of the image's ``channels``, where one serves all."""
+        mean, std = (values * channels if len(values) == 1 else values for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
 
     def _check_numbers(self) -> None:
         """What the pixels and the step are multiplied with."""

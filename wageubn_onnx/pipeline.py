@@ -129,7 +129,8 @@ def _converted(model: Path, config: Config) -> Artifacts:
     if config.health and not config.profile.has_integers:
         raise WageubnError(f"profile {config.profile.name} has no integer step, whose health could be counted; leave out health")
     source = FORWARD(model, config)
-    config = replace(config, profile=config.profile.on(*places(source)))
+    channels = int(source.named["images"].shape[1])
+    config = replace(config.for_channels(channels), profile=config.profile.on(*places(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
     recipe = Recipe.of(source, files["forward"], config).to_json() if config.profile.has_integers else ""
 

@@ -272,8 +272,9 @@ def _window_attributes(node: gs.Node, x: Tensor, kernel: Any) -> dict[str, Any]:
         raise UnsupportedOperator(f"{at(node)}: {node.op} over windows of {kernel} has no rule; {MOST_TAPS:,} pixels at most")
     for axis in range(2):
         windows = window(x.shape[2 + axis], kernel[axis], strides[axis], pads[axis], pads[axis + 2], dilations[axis])
-        if windows == 1:
-            strides[axis] = 1  # nothing is a stride away
+        if windows == 1:  # the least stride that leaves no room for a second one
+            reach = dilations[axis] * (kernel[axis] - 1) + 1
+            strides[axis] = x.shape[2 + axis] + pads[axis] + pads[axis + 2] - reach + 1
         if windows < 1:
             raise WageubnError(f"{at(node)}: {node.op} kernel {kernel} does not fit its input {list(x.shape)}")
     padded = [x.shape[2 + axis] + pads[axis] + pads[axis + 2] for axis in range(2)]

@@ -43,7 +43,8 @@ def best_two(n: Net, softmax: bool = True) -> str:
 
 
 def quantized(n: Net) -> str:
-    return head(n, n.node("QuantizeLinear", stem(n), n.tensor("s", 0.1), n.tensor("zero", 0, np.uint8), name="odd"))
+    grid = n.tensor("s", 0.1), n.tensor("zero", 0, np.uint8)
+    return head(n, n.node("DequantizeLinear", n.node("QuantizeLinear", stem(n), *grid, name="odd"), *grid))
 
 
 def edge_before_convolution(n: Net) -> str:
@@ -102,7 +103,7 @@ def test_a_node_that_does_the_work_of_several_has_all_their_names(tmp_path: Path
     with pytest.raises(WageubnError) as caught:
         imported(save(n.model(head(n, n.relu(n.bn(x, "bn", WIDTH)))), tmp_path))
     assert str(caught.value).startswith(
-        "nodes 'conv', 'scale', 'scale_again' (Conv, Mul): its W 'conv.weight' comes to NaN or infinity"
+        "nodes 'conv', 'scale', 'scale_again' (Conv, Mul): its W 'conv.weight' comes to NaN or beyond 2^60"
     )
 
 
