@@ -40,11 +40,27 @@ def note_ranges(g: Model, config: Config) -> None:
         if ranges.is_affine(g, node):
             x, form = expected[node.inputs[0].name], config.profile.format("BN.x", g.tag(node.outputs[0]).layer)
             if node.inputs[0] is g.named["images"]:
+                g.notes["said"] += _doubly_scaled(g, node, np.ptp(bounds, 0))
                 _centre(g, node, form, bounds.mean(0), np.ptp(bounds, 0) / 2)
             else:
                 _centre(g, node, form, x.mean, np.minimum(ranges.SPREAD * x.deviation, x.reach + abs(x.mean)))
     g.notes["ranges"] = {g.tag(n.outputs[0]).layer: expected[n.outputs[0].name] for n in g.graph.nodes}
     g.notes["ranges"]["input"] = expected["images"]
+
+
+LEAST_CONTRAST = 1 / 16  # of what a network makes of its image by itself: normalised pixels cover 1 to 5
+
+
+def _doubly_scaled(g: Model, node: gs.Node, spread: Array) -> list[str]:
+    """A line for the user where the network's own normalisation leaves next to nothing of pixels that are scaled already."""
+    gamma, _, _, variance = (g.states[operand.name].value for operand in node.inputs[1:])
+    contrast = float((abs(gamma) / np.sqrt(variance + node.attrs["epsilon"]) * spread).max())
+    if contrast >= LEAST_CONTRAST:
+        return []
+    return [
+        f"the source normalises its images itself and makes a range of {contrast:.2g} of pixels that are scaled before; "
+        "if it takes pixels from 0 to 255, pass --preset raw"
+    ]
 
 
 def _centre(g: Model, node: gs.Node, form: Format, mean: Array, spread: Array) -> None:

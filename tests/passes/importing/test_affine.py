@@ -10,7 +10,7 @@ import pytest
 from sources import WIDTH, assert_same_function, head, imported, operators, parameters, save, stem
 
 from networks import CLASSES, MEAN, STD, Net, images, labels, relative, run_ort, with_own_statistics
-from wageubn_onnx.config import Config
+from wageubn_onnx.config import PRESETS, Config
 from wageubn_onnx.passes.importing.formats import note_ranges
 from wageubn_onnx.passes.importing.forward import import_forward
 from wageubn_onnx.pipeline import FORWARD, convert
@@ -211,6 +211,16 @@ def test_normalisation_of_the_image_stays_what_it_is(tmp_path: Path) -> None:
     states = import_forward(save(source, tmp_path), Config()).states.values()
     assert {s.kind for s in states if s.frozen} == {"gamma", "beta", "running_mean", "running_var"}
     assert {s.layer for s in states if s.frozen} == {"normalise"}
+
+
+@pytest.mark.parametrize(("preset", "is_said"), [("unit", True), ("raw", False)])
+def test_pixels_that_are_scaled_twice_are_noticed(preset: str, is_said: bool, tmp_path: Path) -> None:
+    """A network that takes 0 to 255 sees a constant image where its pixels are over 255 already."""
+    n = Net()
+    x = n.node("Sub", n.node("Div", "x", n.tensor("top", 255.0)), n.tensor("mean", 0.45))
+    x = n.relu(n.bn(n.conv(n.node("Div", x, n.tensor("std", 0.25)), "conv", 3, WIDTH), "bn", WIDTH))
+    notes = convert(save(n.model(head(n, x)), tmp_path), Config(batch=2, **PRESETS[preset])).notes
+    assert any("makes a range of 0.016" in note and "--preset raw" in note for note in notes) == is_said
 
 
 def test_a_bias_that_two_layers_share_stays_each_one_s_own(tmp_path: Path) -> None:
