@@ -38,7 +38,7 @@ FILES = Path(__file__).with_name("files")
 
 
 def passes(bundle: Bundle, portable: bool = False) -> Passes:
-    """Those for the kernels of this machine. ``portable``: for kernels that every release from 1.17 on has, and is right about."""
+    """Those for the kernels of this machine. ``portable``: for kernels that each release from 1.17 on has, and is right about."""
     if portable:
         whole = {"whole_products": whole_products, "whole_convolutions": whole_convolutions}
         return Passes.chain(bundle.step, tidy=tidy, **whole, portable=for_old_releases)
