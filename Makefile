@@ -1,10 +1,10 @@
-# Four commands do all the set-up: `make demo`, `make test`, `make test-backends` and `make bench`.
+# Five commands do all the set-up: `make demo`, `make test`, `make test-backends`, `make test-releases` and `make bench`.
 PYTHON ?= python3
 VENV ?= .venv
 FAST := onnxruntime
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-backends bench lint clean
+.PHONY: demo test test-slow test-backends test-releases bench lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python models/demo.py build/demo
@@ -25,6 +25,10 @@ test-backends: $(VENV)/.dev $(VENV)/.c $(VENV)/.iree build/web/.tried $(OLD)/.tr
 	$(VERIFY)/digits --steps 20 --targets $(FAST)$$(cat build/web/.tried $(VENV)/.c $(VENV)/.iree) $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet20 --steps 2 --targets onnxruntime $$(cat $(OLD)/.tried)
 	$(VERIFY)/resnet18 --steps 2 --targets onnxruntime
+
+# The same bits in every release of onnxruntime, or a refusal: docs/runtimes.md. All of them, or RELEASES="1.20.1 1.24.4"
+test-releases: $(VENV)/.dev
+	$(BIN)/python tests/releases.py build/releases $(RELEASES)
 
 # The table of docs/performance.md
 bench: $(VENV)/.dev

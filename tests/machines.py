@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from wageubn_onnx.passes.targets.cpu import flat, momentum, phases
+from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
 
 
 class Able:
     """A machine on which every form is exact and the faster one."""
 
-    has_unsigned = fused_is_exact = True
+    lacking: tuple[Kernel, ...] = ()
+
+    def is_exact(self, *kernels: Kernel) -> bool:
+        return not set(kernels) & set(self.lacking)
 
     def prefers_fused(self, image: object, kernel: object) -> bool:
         return True
@@ -35,10 +39,26 @@ class Choosy(Able):
 class Plain(Able):
     """One with nothing but what every release has."""
 
-    has_unsigned = fused_is_exact = False
+    lacking = tuple(k for k in Kernel if k not in (Kernel.ARITHMETIC, Kernel.SUMS, *MENDED, *MENDED.values()))
 
     def prefers_int8(self, image: object, kernel: object) -> bool:
         return False
+
+
+class Lacking(Able):
+    """One that is able but for some kernels."""
+
+    def __init__(self, *kernels: Kernel) -> None:
+        self.lacking = kernels
+
+    def prefers_fused(self, image: object, kernel: object) -> bool:
+        return self.is_exact(Kernel.QLINEAR_CONV)
+
+    def prefers_matrix(self, image: list[int], kernel: list[int]) -> bool:
+        return self.is_exact(Kernel.QLINEAR_MATMUL) and super().prefers_matrix(image, kernel)
+
+    def prefers_int8(self, image: object, kernel: object) -> bool:
+        return self.is_exact(Kernel.INT8)
 
 
 def everything_fires(monkeypatch: pytest.MonkeyPatch) -> None:

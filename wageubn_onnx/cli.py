@@ -690,21 +690,23 @@ def bench_ops(folder: Path, threads: int, steps: int, as_json: bool) -> None:
 @bench.command("kernels", epilog=_example("wageubn-onnx bench kernels"))
 @json_option
 def bench_kernels(as_json: bool) -> None:
-    """Measure which forms of a convolution this machine does best, for later sessions and exports; some seconds."""
-    from wageubn_onnx.runtime.kernels import cache_file, measure
+    """Ask which kernels are exact here, and measure which forms of a convolution are the fastest, for later; some seconds."""
+    from wageubn_onnx.passes.targets.cpu.machine import Kernel
+    from wageubn_onnx.runtime.cache import Cache
+    from wageubn_onnx.runtime.kernels import measure
 
     with _working("timing"):
         table = measure()
     if as_json:
-        _print_json(asdict(table))
+        _print_json(table.described())
         return
-    said = {True: "exact", False: "not exact, so it is not used"}
-    say(f"{table.machine}: int8 by uint8 is {said[table.int8_is_exact]}, the fused kernel {said[table.fused_is_exact]}")
+    said = {True: "exact", False: "not exact, or not there: not used"}
+    print_table(table.machine, ["kernel", "here"], [[kernel.value, said[table.is_exact(kernel)]] for kernel in Kernel])
     rows = [[*map(str, measured.shape), f"{measured.speedup:.2f}", f"{measured.fused:.2f}"] for measured in table.measured]
     print_table(
         "convolutions", ["images", "channels", "size", "to channels", "kernel", "uint8 / int8 time", "int8 / fused time"], rows
     )
-    say(f"kept in {cache_file()}")
+    say(f"kept in {Cache(table.machine).file}")
 
 
 @bench.command("convert", epilog=_example("wageubn-onnx bench convert resnet50.onnx --rounds 5"))

@@ -23,6 +23,7 @@ from wageubn_onnx.export.export import export
 from wageubn_onnx.export.table import TARGETS
 from wageubn_onnx.export.verify import Row, verify
 from wageubn_onnx.inline import inline
+from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
 from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.proofs.audit import audit_model
@@ -61,7 +62,8 @@ def test_the_onnxruntime_of_another_environment(folder: Path, tmp_path: Path) ->
 def test_the_manifest_says_what_the_step_needs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 by uint8 is exact on some machines only; elsewhere, and in old kernels, the step does without."""
     for exact, needs in ((True, [ort.INT8]), (False, [])):
-        monkeypatch.setattr(ort, "kernels", lambda exact=exact: Kernels("a machine", False, exact, False))
+        able = {Kernel.ARITHMETIC, *MENDED, *([Kernel.INT8] if exact else [])}
+        monkeypatch.setattr(ort, "kernels", lambda able=able: Kernels("a machine", frozenset(able)))
         export(folder, "onnxruntime", tmp_path / str(exact))
         manifest = json.loads((tmp_path / str(exact) / "manifest.json").read_text())
         assert manifest["needs"] == needs
@@ -102,8 +104,13 @@ def test_portable_computes_the_same_with_old_kernels(folder: Path, tiny_artifact
     dtypes = {v.name: v.type.tensor_type.elem_type for v in (*made.graph.input, *made.graph.output, *made.graph.value_info)}
     dtypes |= {t.name: t.data_type for t in made.graph.initializer}
     wide = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
+    sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*made.graph.value_info, *made.graph.output)}
+    columns = [sizes[n.output[0]][-1] for n in made.graph.node if n.op_type == "MatMulInteger"]
+    columns += [np.prod(sizes[n.output[0]][2:]) for n in made.graph.node if n.op_type == "ConvInteger"]
+    assert len(columns) > 10 and not any(size % 16 for size in columns)  # as every release is right about
     assert {dtypes[n.input[0]] for n in made.graph.node if n.op_type in ("Add", "Mul", "Greater", "Equal", "Max", "Clip")} <= wide
     bundle = Bundle.of(folder)
+    bundle = replace(bundle, lowered=bundle.step)
     feeds = verifying._inputs(bundle, 2, 0)
     given = [
         run.steps(bundle.state, feeds)
@@ -136,6 +143,19 @@ def test_the_example_trains_and_its_state_comes_back(folder: Path, tmp_path: Pat
         chosen = order[start : start + BATCH]
         session.step(images(3 * BATCH)[chosen], labels(3 * BATCH)[chosen], lr=5 / 512)
     assert {key: value.tobytes() for key, value in session.state().items()} == {k: v.tobytes() for k, v in trained.items()}
+
+
+def test_another_first_step_is_refused_before_training(folder: Path, tmp_path: Path) -> None:
+    """In one line, and nothing is written: as on a machine where some kernel is wrong."""
+    out = export(folder, "onnxruntime", tmp_path / "out")
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"first_step": "0" * 64}))
+    np.savez(tmp_path / "data.npz", x_train=images(BATCH), y_train=labels(BATCH))
+    command = [sys.executable, str(out / ort.TRAIN), str(out), str(tmp_path / "data.npz")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert f"does not compute this step exactly on this processor: install another release ({manifest['releases']}" in done.stderr
+    assert not (tmp_path / "trained.npz").exists()
 
 
 def test_a_trained_state_is_exported(folder: Path, tmp_path: Path) -> None:

@@ -21,14 +21,13 @@ from wageubn_onnx.export import verify as verifying
 from wageubn_onnx.export.base import Bundle, Passes
 from wageubn_onnx.export.locate import Case, differs, in_passes
 from wageubn_onnx.export.verify import Reference, verify
-from wageubn_onnx.passes.targets.cpu import Machine, for_cpu, pass_names
+from wageubn_onnx.passes.targets.cpu import for_cpu, pass_names
+from wageubn_onnx.passes.targets.cpu.machine import Kernel, Machine
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned, int8_is_exact
+from wageubn_onnx.runtime.kernels import kernels
 
-pytestmark = pytest.mark.skipif(
-    not (has_unsigned() and fused_is_exact() and int8_is_exact()), reason="the fused kernels are not exact here"
-)
+pytestmark = pytest.mark.skipif(not kernels().is_exact(*Kernel), reason="the fused kernels are not exact here")
 SEEDS = 12  # faults of which one at least shows
 QUICK = ("affine-maps", "channels-last")
 

@@ -120,7 +120,8 @@ class Target:
     the artifact folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in
     Markdown.
     runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: names
-    of the options that `passes` and `write` take, with what they mean.
+    of the options that `passes` and `write` take, with what they mean. tried: what else an export's manifest says, found by
+    running what `write` filled a folder with, and ``said`` of it; raises WageubnError where this machine does not run it right.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Target:
     cannot_run: Callable[[], str | None] = lambda: None
     options: dict[str, str] = field(default_factory=dict)
     passes: Callable[..., Passes] | None = None
+    tried: Callable[[Bundle, Path, Mapping[str, Any]], dict[str, Any]] = lambda bundle, folder, said: {}
 
 
 def advance(state: Tensors, outputs: Tensors, manifest: Mapping[str, Any]) -> dict[str, Array]:

@@ -47,12 +47,13 @@ def write(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, An
     """Fill the empty ``folder`` with the target's files, manifest and README."""
     if target.passes is not None:
         bundle = replace(bundle, lowered=target.passes(bundle, **options).whole)
-    write_lowered(target, bundle, folder, options)
+    write_lowered(target, bundle, folder, options, is_tried=True)
 
 
-def write_lowered(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, Any]) -> None:
-    """The same of a bundle that is lowered already."""
+def write_lowered(target: Target, bundle: Bundle, folder: Path, options: Mapping[str, Any], is_tried: bool = False) -> None:
+    """The same of a bundle that is lowered already; without what a run says, unless it ``is_tried``."""
     said = target.write(bundle, folder, **options)
+    said |= target.tried(bundle, folder, said) if is_tried else {}
     kept = {key: value for key, value in bundle.manifest.items() if key not in FLOAT_SECTIONS}
     given = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     manifest = kept | {"target": {"name": target.name, "options": given}} | said

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import for_cpu, pass_names
+from wageubn_onnx.passes.targets.cpu import exact_inference, for_cpu, pass_names
+from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
 from wageubn_onnx.passes.targets.portable import portable as for_old_releases
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
+from wageubn_onnx.runtime.releases import RIGHT, RIGHT_AND_COMPLETE
+from wageubn_onnx.runtime.selftest import trusted_kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
 INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
@@ -34,9 +38,10 @@ FILES = Path(__file__).with_name("files")
 
 
 def passes(bundle: Bundle, portable: bool = False) -> Passes:
-    """Those for the kernels of this machine. ``portable``: for kernels that release 1.17 has."""
+    """Those for the kernels of this machine. ``portable``: for kernels that each release from 1.17 on has, and is right about."""
     if portable:
-        return Passes.chain(bundle.step, tidy=tidy, portable=for_old_releases)
+        whole = {"whole_products": whole_products, "whole_convolutions": whole_convolutions}
+        return Passes.chain(bundle.step, tidy=tidy, **whole, portable=for_old_releases)
     machine = kernels()
     names = pass_names(machine)
     return Passes(names, lambda count: for_cpu(bundle.step, machine, without=names[count:]))
@@ -44,14 +49,32 @@ def passes(bundle: Bundle, portable: bool = False) -> Passes:
 
 def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any]:
     """step.onnx, eval.onnx and state.npz."""
-    evaluation = tidy(inline(bundle.evaluation))
-    models = {STEP: bundle.lowered, EVAL: for_old_releases(evaluation) if portable else evaluation}
+    if portable:
+        evaluation = for_old_releases(whole_convolutions(whole_products(tidy(inline(bundle.evaluation)))))
+    else:
+        evaluation = exact_inference(bundle.evaluation, kernels())
+    models = {STEP: bundle.lowered, EVAL: evaluation}
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     np.savez(folder / STATE, **bundle.state)  # type: ignore[arg-type]
     shutil.copy(FILES / TRAIN, folder)
     sections = {section: bundle.manifest[section] | {"model": name} for section, name in (("step", STEP), ("eval", EVAL))}
-    return sections | {"state_file": STATE, "needs": _needs(models[STEP])}
+    known = RIGHT if portable else RIGHT_AND_COMPLETE
+    return sections | {"state_file": STATE, "needs": _needs(models[STEP]), "releases": known}
+
+
+def tried(bundle: Bundle, folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The digest of a first step, to which another machine can hold its own.
+
+    Raises WageubnError where no form of a step is exact on this machine.
+    """
+    trusted_kernels()
+    try:
+        first = worker.first_step(str(folder / STEP), said["step"], bundle.manifest["state"], bundle.state)
+    except ORT_ERRORS as error:
+        reason = str(error).splitlines()[0]
+        raise WageubnError(f"{STEP}: onnxruntime cannot run it ({reason}); report it, and export with --portable") from error
+    return {"first_step": first}
 
 
 def _needs(step: onnx.ModelProto) -> list[str]:
@@ -79,6 +102,8 @@ DATA.npz holds `x_train` (uint8 [n, C, H, W]) and `y_train`; the trained state g
 * `manifest.json` says which output of the step is which input of the next (`state`: in, out, key) and what the integers mean
   (`exponents`: value = integer * 2^exponent).
 * `{EVAL}` is inference from the same state.
+* Not every release of onnxruntime computes integers right on every processor. {TRAIN} runs a first step and stops where its bits
+  (`first_step` in manifest.json) are not those of the machine that exported it; {manifest["releases"]} are right.
 {"".join(f"* It needs {need}." for need in manifest["needs"])}
 """
 
@@ -159,4 +184,5 @@ TARGET = Target(
     runners,
     options={"portable": "only kernels that onnxruntime 1.17 has too"},
     passes=passes,
+    tried=tried,
 )

@@ -5,6 +5,7 @@ python ort_worker.py JOB.npz RESULTS.npz
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,25 @@ def steps(
         outputs = dict(zip(names, session.run(names, {**current, **fed}), strict=True))
         current = {entry["in"]: outputs[entry["out"]] for entry in entries}
         yield outputs
+
+
+def first_step(model: str, names: Mapping[str, str], entries: Sequence[Mapping[str, str]], state: Mapping[str, Any]) -> str:
+    """sha256 of loss, correct and next state after one step from ``state``, as train_onnxruntime.py checks it on its machine."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = options.enable_mem_reuse = False
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    shape = next(i.shape for i in session.get_inputs() if i.name == names["images"])
+    feeds = {entry["in"]: state[entry["key"]] for entry in entries} | {
+        names["images"]: (np.arange(np.prod(shape)) * 37 % 251).astype(np.uint8).reshape(shape),
+        names["labels"]: np.zeros(shape[0], np.int32),
+        names["lr"]: np.array(5, np.int32),
+        names["gradient_range"]: np.array(128, np.int32),
+        names["seed"]: np.array(0, np.int32),
+    }
+    values = session.run([names["loss"], names["correct"], *(entry["out"] for entry in entries)], feeds)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for value in values)).hexdigest()
 
 
 def save_job(path: Any, model: str, entries: Any, state: Any, feeds: Any, optimize: bool, threads: int) -> None:

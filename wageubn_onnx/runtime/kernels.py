@@ -1,19 +1,18 @@
-"""What this machine's kernels do best: a small table, measured once (`wageubn-onnx bench kernels`) or assumed.
+"""What this machine's kernels do best: which are exact (`probes`), and of the exact ones which are the faster, measured once
+(`wageubn-onnx bench kernels`) or assumed.
 
-A convolution has several forms with the same integers. ConvInteger of uint8 by uint8 is exact on every machine; of int8 by uint8
-it is about twice as fast on an x86 with VNNI; and a QLinearConv, or a QLinearMatMul, of uint8 by int8 requantizes its sums, too,
-in the same kernel. Without VNNI onnxruntime adds pairs of products of the last ones in saturating int16. So the table says
-whether they are exact here, and of some shapes how much faster they are.
+A convolution has several forms with the same integers. ConvInteger of uint8 by uint8 is exact on nearly every machine; of int8 by
+uint8 it is about twice as fast on an x86 with VNNI; and a QLinearConv, or a QLinearMatMul, of uint8 by int8 requantizes its sums,
+too, in the same kernel. Without VNNI onnxruntime adds pairs of products of the last ones in saturating int16.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,17 +28,17 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.affine import BYTE
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
-from wageubn_onnx.passes.targets.cpu.moments import RAISED, STEP
 from wageubn_onnx.passes.targets.nodes import MICROSOFT, import_microsoft
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
-from wageubn_onnx.runtime.files import write_text
+from wageubn_onnx.runtime.cache import Cache
 from wageubn_onnx.runtime.models import session_options
+from wageubn_onnx.runtime.probes import exact_kernels
 
 T = onnx.TensorProto
 Array = np.ndarray[Any, Any]
@@ -54,6 +53,7 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 ROUNDS = 7
 REQUANTIZED = GRID["half_even"]
+EXACT, MEASURED = "exact", "measured"  # entries of the cache
 
 
 @dataclass(frozen=True)
@@ -92,173 +92,93 @@ SHIPPED: tuple[Measured, ...] = (
 
 @dataclass(frozen=True)
 class Kernels:
-    """machine: whose table it is. has_unsigned: whether unsigned and short integers have their arithmetic. int8_is_exact,
-    fused_is_exact: whether int8 by uint8, and a QLinearConv of uint8 by int8, give exact sums. measured: which form is the
-    faster; of a machine without a table, the one that is shipped says so."""
+    """machine: whose table it is. exact: the kernels that are exact there. measured: which form is the faster; of a machine
+    without a table, the one that is shipped says so."""
 
     machine: str
-    has_unsigned: bool
-    int8_is_exact: bool
-    fused_is_exact: bool
+    exact: frozenset[Kernel]
     measured: tuple[Measured, ...] = SHIPPED
+
+    def is_exact(self, *kernels: Kernel) -> bool:
+        """Whether all of these are."""
+        return self.exact.issuperset(kernels)
 
     def prefers_int8(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether a ConvInteger of ``image`` [N, I, H, W] with ``kernel`` [O, I, KH, KW] should take its images in int8."""
-        return self.int8_is_exact and self._nearest(image, kernel).speedup > 1.0
+        return self.is_exact(Kernel.INT8) and self._nearest(image, kernel).speedup > 1.0
 
     def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether product and requantization should be one QLinearConv."""
-        return self.fused_is_exact and self._nearest(image, kernel).fused > 1.0
+        return self.is_exact(Kernel.QLINEAR_CONV) and self._nearest(image, kernel).fused > 1.0
 
     def prefers_matrix(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
         """Whether they should be one QLinearMatMul; of maps as large as what the convolution gives."""
         nearest = self._nearest(image, kernel)
-        return self.fused_is_exact and nearest.matrix > max(1.0, nearest.fused)
+        return self.is_exact(Kernel.QLINEAR_MATMUL) and nearest.matrix > max(1.0, nearest.fused)
 
     def _nearest(self, image: Sequence[int], kernel: Sequence[int]) -> Measured:
         wanted = (image[0], image[1], image[2], kernel[0], kernel[2])
         return min(self.measured, key=lambda m: sum(abs(math.log2(a / b)) for a, b in zip(m.shape, wanted, strict=True)))
 
+    def described(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        exact = {kernel.name: kernel in self.exact for kernel in Kernel}
+        return {"machine": self.machine, "exact": exact, "measured": [asdict(m) for m in self.measured]}
+
 
 def this_machine() -> str:
-    """What a table is valid for: the processor's name and onnxruntime's release."""
-    name = platform.processor() or platform.machine()
+    """What a table is valid for: the processor's name and what it says that it can do, and onnxruntime's release."""
+    name, abilities = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         told = [line.partition(":") for line in info.read_text().splitlines()]
-        name = (
-            " ".join(dict.fromkeys(value.strip() for key, _, value in told if key.strip() in ("model name", "CPU part"))) or name
-        )
-    return f"{name}, onnxruntime {onnxruntime.__version__}"
+        name = " ".join(_values(told, "model name", "CPU part")) or name
+        flags = sorted({flag for value in _values(told, "flags", "Features") for flag in value.split()})
+        abilities = f" ({hashlib.sha256(' '.join(flags).encode()).hexdigest()[:8]})"
+    return f"{name}{abilities}, onnxruntime {onnxruntime.__version__}"
 
 
-def cache_file() -> Path:
-    """Where `bench kernels` leaves its table: in XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wageubn-onnx" / "kernels.json"
+def _values(told: Iterable[tuple[str, str, str]], *keys: str) -> list[str]:
+    """Each once, of lines of /proc/cpuinfo."""
+    return list(dict.fromkeys(value.strip() for key, _, value in told if key.strip() in keys))
 
 
 def kernels() -> Kernels:
-    """The table of this machine: the measured one, else the shipped one; the kernels are asked whether they are exact."""
+    """The table of this machine: which kernels are exact, asked once; the measured times, else the shipped ones."""
+    machine = this_machine()
+    cache = Cache(machine)
+    exact, measured = _exact(cache.get(EXACT)), _times(cache.get(MEASURED))
+    if exact is None:
+        exact = exact_kernels()
+        cache.put(EXACT, {kernel.name: kernel in exact for kernel in Kernel})
+    return Kernels(machine, exact, measured or SHIPPED)
+
+
+def _exact(found: Any) -> frozenset[Kernel] | None:
+    """What a cache says; None where that is no answer to what is asked today."""
+    if not isinstance(found, dict) or set(found) != {kernel.name for kernel in Kernel}:
+        return None
+    return frozenset(kernel for kernel in Kernel if found[kernel.name] is True)
+
+
+def _times(found: Any) -> tuple[Measured, ...]:
+    """What a cache says; none where it is damaged."""
     try:
-        found = json.loads(cache_file().read_text())
-        measured = tuple(
-            Measured(tuple(m["shape"]), *(float(m[key]) for key in ("speedup", "fused", "matrix"))) for m in found["measured"]
-        )
-        unsigned, int8, fused = (bool(found[key]) for key in ("has_unsigned", "int8_is_exact", "fused_is_exact"))
-        table = Kernels(found["machine"], unsigned, int8, fused, measured)
-    except (OSError, ValueError, KeyError, TypeError):
-        table = None
-    return table if table is not None and table.machine == this_machine() and table.measured else _asked()
-
-
-def _asked() -> Kernels:
-    unsigned = has_unsigned()
-    return Kernels(this_machine(), unsigned, int8_is_exact(), unsigned and fused_is_exact())
+        return tuple(Measured(tuple(m["shape"]), *(float(m[key]) for key in ("speedup", "fused", "matrix"))) for m in found or ())
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def measure() -> Kernels:
-    """Measure the table on one thread, the forms in turn, and keep it for later sessions. Some seconds."""
-    table = replace(_asked(), measured=tuple(_measured(shape) for shape in SHAPES))
-    try:
-        cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_text(cache_file(), json.dumps(asdict(table), indent=1) + "\n")
-    except OSError as error:
-        raise WageubnError(f"{cache_file()}: cannot be written ({error.strerror}); set XDG_CACHE_HOME") from None
+    """Measure the table on one thread, the forms in turn, and keep it for later sessions. Some seconds.
+
+    Raises WageubnError where it cannot be kept.
+    """
+    table = replace(kernels(), measured=tuple(_measured(shape) for shape in SHAPES))
+    cache = Cache(table.machine)
+    if not cache.put(MEASURED, [asdict(m) for m in table.measured]):
+        raise WageubnError(f"{cache.file}: cannot be written; set XDG_CACHE_HOME")
     return table
-
-
-def has_unsigned() -> bool:
-    """Ask for the arithmetic of unsigned and of short integers, which older releases lack, and whether it wraps."""
-    for dtype in (np.uint8, np.uint32, np.uint64, np.uint16, np.int16, np.int8):
-        is_short = dtype in (np.uint16, np.int16, np.int8)  # of which the first two have no kernel for Max and Min
-        kinds = ("Mul", "Add", "Sub") if is_short else ("Max", "Min", "Mul", "Add", "Sub")
-        names = ["x", *(f"x{i}" for i in range(1, len(kinds))), "y"]
-        nodes = [helper.make_node(op, [names[i], "f"], [names[i + 1]]) for i, op in enumerate(kinds)]
-        compared = ["Greater", "Equal"] if dtype in (np.uint8, np.uint16) else []
-        nodes += [helper.make_node(op, ["x", "f"], [op]) for op in compared]
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        inputs = [helper.make_tensor_value_info(name, kind, [3]) for name in ("x", "f")]
-        outputs = [helper.make_tensor_value_info(op, T.BOOL, [3]) for op in compared]
-        graph = helper.make_graph(nodes, "unsigned", inputs, [helper.make_tensor_value_info("y", kind, [3]), *outputs])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        most = np.iinfo(dtype).max
-        x, f = np.array([0, 3, 1], dtype), np.array([1, 16, most], dtype)
-        try:
-            (y,) = _session(model).run(["y"], {"x": f if is_short else x, "f": f})
-        except ort_errors.NotImplemented:
-            return False
-        if y.tolist() != [1, 256 if np.iinfo(dtype).bits > 8 else 0, 1]:  # most * most wraps to 1
-            return False
-    return True
-
-
-def int8_is_exact() -> bool:
-    """Ask the kernel for the greatest sums of pairs that there are; a release without it is not exact."""
-    signs = np.where(np.arange(64) % 4 < 2, 127, -127).astype(np.int8)
-    images = np.broadcast_to(signs[None, :, None, None], (1, 64, 4, 4)).copy()
-    kernel = np.full((16, 64, 3, 3), 255, np.uint8)
-    kernel[1::2] = (signs.astype(int) + 128).astype(np.uint8)[:, None, None]
-    try:
-        sums = _probe(images, kernel)()
-    except ort_errors.NotImplemented:
-        return False
-    expected = np.array([9 * 127 * int(signs.sum(dtype=int)), 9 * 127 * 127 * len(signs)] * 8)
-    return bool((sums == expected[None, :, None, None]).all())
-
-
-def fused_is_exact() -> bool:
-    """The same of a QLinearConv of uint8 by int8, of a depthwise one and of a QLinearMatMul, whose shifts bring the greatest sums
-    to 8 bits, for maps whose channels are last; whether QLinearMul gives products of int8 to the nearest step, and QLinearAdd
-    their rounded sums."""
-    signs = np.where(np.arange(64) % 4 < 2, 127, -127)
-    images = np.broadcast_to((signs + 128).astype(np.uint8)[None, :, None, None], (1, 64, 4, 4)).copy()
-    dense = np.broadcast_to(signs.astype(np.int8)[None, :, None, None], (64, 64, 3, 3)).copy()
-    depthwise = np.broadcast_to(signs.astype(np.int8)[:, None, None, None], (64, 1, 3, 3)).copy()
-    if not _products_are_near() or not _sums_are_exact():
-        return False
-    expected = {shift: round(9 * channels * 127 * 127 / 2**shift) for channels, shift in ((64, 17), (1, 11))}
-    runs = (
-        (_probe(images, dense, 17, last=True), 17),
-        (_probe(images, depthwise, 11, last=True), 11),
-        (_matrix(images, dense, 17), 17),
-    )
-    return all(bool((run() == expected[shift]).all()) for run, shift in runs)
-
-
-def _products_are_near() -> bool:
-    """Whether all products of int8, as uint8, with int8 and with uint8 leave a rest of 8 bits."""
-    runs = [_of_all_pairs("QLinearMul", 1, STEP, (RAISED, zero, RAISED)) for zero in (RAISED, 0)]
-    return all(bool((abs(x * y - STEP * high) < 128).all()) for x, y, high in runs)
-
-
-def _sums_are_exact() -> bool:
-    """Whether 3/4 of one int8 and 1/4 of another are rounded half to even, for all of them; and fractions and multiples of the
-    sum of two, as uint8."""
-    x, y, total = _of_all_pairs("QLinearAdd", 3, 4)
-    exact = bool((total == np.rint((3 * x + y) / 4)).all())
-    for shift in range(-BYTE, BYTE, 3):
-        x, y, total = _of_all_pairs("QLinearAdd", 1, 2.0**shift, (RAISED, RAISED, RAISED))
-        exact &= bool((total == np.clip(np.rint((x + y) / 2.0**shift), -128, 127)).all())
-    return exact
-
-
-def _of_all_pairs(kind: str, scale: int, step: float, zeros: tuple[int, int, int] = (0, 0, 0)) -> tuple[Array, Array, Array]:
-    """All pairs of 8 bits, and what a kernel of com.microsoft makes of the first by ``scale`` and the second, in ``step``s;
-    int8, or uint8 with these zero points where there are some."""
-    dtype, kind_of_all = (np.uint8, T.UINT8) if any(zeros) else (np.int8, T.INT8)
-    x, y = np.meshgrid(*[np.arange(256, dtype=np.uint8).view(dtype)] * 2)
-    scales: dict[str, Any] = {"scale": np.float32(scale), "one": np.float32(1), "step": np.float32(step)}
-    scales |= {name: dtype(zero) for name, zero in zip(("x_zero", "y_zero", "z_zero"), zeros, strict=True)}
-    operands = ["x", "scale", "x_zero", "y", "one", "y_zero", "step", "z_zero"]
-    node = helper.make_node(kind, operands, ["z"], domain=MICROSOFT)
-    inputs = [helper.make_tensor_value_info(name, kind_of_all, x.shape) for name in "xy"]
-    constants = [numpy_helper.from_array(np.array(value), name) for name, value in scales.items()]
-    graph = helper.make_graph([node], "pairs", inputs, [helper.make_tensor_value_info("z", kind_of_all, None)], constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    session = _session(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
-    (z,) = session.run(None, {"x": x, "y": y})
-    found = [np.asarray(value).astype(int) - zero for value, zero in zip((x, y, z), zeros, strict=True)]
-    return found[0], found[1], found[2]
 
 
 def _measured(shape: Shape) -> Measured:

@@ -15,13 +15,15 @@ from wageubn_onnx.errors import WageubnError
 SPIN = "1000"  # microseconds in which idle threads wait for more work; else tens of milliseconds, on cores that others want
 
 
-def open_model(model: Path, threads: int | None = None, optimize: bool = True) -> ort.InferenceSession:
+def open_model(
+    model: Path, threads: int | None = None, optimize: bool = True, content: bytes | None = None
+) -> ort.InferenceSession:
     """Open ``model`` on the CPU, quietly.
 
-    threads: within an operator (None: onnxruntime's own choice). optimize: let onnxruntime rewrite the graph.
-    Raises WageubnError where onnxruntime refuses the file.
+    threads: within an operator (None: onnxruntime's own choice). optimize: let onnxruntime rewrite the graph. content: another
+    form of it, in the file's place. Raises WageubnError where onnxruntime refuses the file.
     """
-    return _open(model, str(model), session_options(threads, optimize))
+    return _open(model, str(model) if content is None else content, session_options(threads, optimize))
 
 
 def probe(model: Path, names: Sequence[str], threads: int | None = None) -> ort.InferenceSession:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.passes.targets.cpu import exact_inference, for_cpu, whole_forms_for
 from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
-from wageubn_onnx.runtime.kernels import kernels
-from wageubn_onnx.runtime.models import open_lowered
+from wageubn_onnx.runtime.models import open_lowered, open_model
+from wageubn_onnx.runtime.selftest import trusted_kernels
 
 __all__ = ["GRADIENT_RANGES", "EvalResult", "FloatSession", "QuantizedSession", "Session", "StepResult", "TrainingSession"]
 
@@ -32,12 +32,21 @@ class TrainingSession(Session):
     default_rate = 0.01
 
     def _open_step(self, model: Path) -> ort.InferenceSession:
-        """The step in the forms that this machine's kernels do best; the integers are those of the file."""
+        """The step in the forms that this machine's kernels do best; the integers are those of the file.
+
+        Raises WageubnError where no form is exact on this machine."""
         step = load_model(model)
         for node in step.graph.node:
             del node.metadata_props[:]  # which nothing here reads, and every copy would carry
-        fast = for_cpu(step, kernels())
+        fast = for_cpu(step, trusted_kernels(bool(self._optimize)))
         return open_lowered(model, fast.SerializeToString(), self._threads, bool(self._optimize))
+
+    @cached_property
+    def _eval_model(self) -> ort.InferenceSession:
+        """Inference as it is in the file, but for products that are not exact in that form on this machine."""
+        model, machine = self.folder.model(self.eval_section), trusted_kernels(bool(self._optimize))
+        content = exact_inference(load_model(model), machine).SerializeToString() if whole_forms_for(machine) else None
+        return open_model(model, self._threads, self._optimize is not False, content)
 
     def _exponent(self, name: str) -> int:
         return int(self.folder.section("exponents", name)[name])

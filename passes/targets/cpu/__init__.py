@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import onnx
 
@@ -23,6 +22,7 @@ from wageubn_onnx.passes.targets.cpu.halves import halved_weights
 from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
 from wageubn_onnx.passes.targets.cpu.joint import joint_states
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel, Machine
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
@@ -37,76 +37,64 @@ from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
 from wageubn_onnx.passes.targets.cpu.static import static_shifts
 from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
 from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
+from wageubn_onnx.passes.targets.cpu.unsigned import unsigned_kernels
+from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
 from wageubn_onnx.passes.targets.nodes import only_read
 from wageubn_onnx.passes.targets.tidy import tidy
 
 TIDY = "tidy"
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
-
-
-class Machine(Protocol):
-    """What the kernels of a machine are known to do; images [N, I, H, W], kernels [O, I/G, KH, KW]."""
-
-    @property
-    def has_unsigned(self) -> bool:
-        """Whether unsigned and short integers have their arithmetic, and wrap; onnxruntime 1.20 lacks some."""
-
-    @property
-    def fused_is_exact(self) -> bool:
-        """Whether a QLinearConv of uint8 by int8 gives the sums of integers."""
-
-    def prefers_fused(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
-        """Whether product and requantization should be one QLinearConv."""
-
-    def prefers_matrix(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
-        """Whether they should be one QLinearMatMul; of maps as large as what the convolution gives."""
-
-    def prefers_int8(self, image: Sequence[int], kernel: Sequence[int]) -> bool:
-        """Whether a ConvInteger should take its images in int8."""
+Needs = tuple[Kernel, ...]
 
 
 def passes_for(machine: Machine) -> dict[str, Rewrite]:
-    """The passes for ``machine``, in their order."""
-    passes: dict[str, tuple[bool, Rewrite]] = {
-        "early-quantizers": (True, early_quantizers),
-        "fused-products": (
-            machine.fused_is_exact,
-            lambda edit: fused_products(edit, machine.prefers_fused, machine.prefers_matrix),
-        ),
-        "affine-maps": (machine.fused_is_exact, affine_maps),
-        "normalized-maps": (machine.fused_is_exact, normalized_maps),
-        "stepwise-roots": (True, stepwise_roots),
-        "halved-weights": (machine.has_unsigned, halved_weights),
-        "fused-momentum": (machine.fused_is_exact, fused_momentum),
-        "static-shifts": (True, static_shifts),
-        "uint32-hashes": (machine.has_unsigned, uint32_hashes),
-        "narrow-gradients": (machine.has_unsigned, narrow_gradients),
-        "lean-moments": (True, lambda edit: lean_moments(edit, machine.fused_is_exact)),
-        "pools-from-taps": (machine.has_unsigned, pools_from_taps),
-        "int8-images": (True, lambda edit: int8_images(edit, machine.prefers_int8)),
-        "flat-columns": (True, lambda edit: flat_columns(edit, machine.prefers_int8)),
-        "swapped-gradients": (True, lambda edit: swapped_gradients(edit, machine.prefers_int8)),
-        "turned-kernels": (True, turned_kernels),
-        "phases-by-kernel": (machine.fused_is_exact, phases_by_kernel),
-        "phases-by-transpose": (True, phases_by_transpose),
-        "bare-extremes": (True, lambda edit: bare_extremes(edit, machine.has_unsigned)),
-        "joint-states": (True, joint_states),
+    """The passes for ``machine``, in their order: those whose kernels are exact there."""
+    by_steps = machine.is_exact(*LAST, Kernel.QLINEAR_MUL)
+    passes: dict[str, tuple[Needs, Rewrite]] = {
+        "early-quantizers": ((), early_quantizers),
+        "fused-products": (LAST, lambda edit: fused_products(edit, machine.prefers_fused, machine.prefers_matrix)),
+        "affine-maps": ((*LAST, Kernel.QLINEAR_ADD), affine_maps),
+        "normalized-maps": (LAST, normalized_maps),
+        "stepwise-roots": ((), stepwise_roots),
+        "halved-weights": ((Kernel.UNSIGNED,), halved_weights),
+        "fused-momentum": ((Kernel.UNSIGNED, Kernel.QLINEAR_ADD, Kernel.SUMS), fused_momentum),
+        "static-shifts": ((), static_shifts),
+        "uint32-hashes": ((Kernel.UNSIGNED,), uint32_hashes),
+        "narrow-gradients": ((Kernel.UNSIGNED,), narrow_gradients),
+        "lean-moments": ((Kernel.SUMS,), lambda edit: lean_moments(edit, by_steps)),
+        "pools-from-taps": ((Kernel.UNSIGNED,), pools_from_taps),
+        "int8-images": ((Kernel.INT8,), lambda edit: int8_images(edit, machine.prefers_int8)),
+        "flat-columns": ((), lambda edit: flat_columns(edit, machine.prefers_int8)),
+        "swapped-gradients": ((Kernel.INT8,), lambda edit: swapped_gradients(edit, machine.prefers_int8)),
+        "turned-kernels": ((), turned_kernels),
+        "phases-by-kernel": (LAST, phases_by_kernel),
+        "phases-by-transpose": ((), phases_by_transpose),
+        "bare-extremes": ((), lambda edit: bare_extremes(edit, machine.is_exact(Kernel.UNSIGNED))),
+        "joint-states": ((), joint_states),
     }
-    return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
+    return {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
 
 
 def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
     """Those for the inlined and tidy step, in their order."""
-    passes: dict[str, tuple[bool, ModelPass]] = {
-        "channels-last": (machine.fused_is_exact, channels_last),
-        "merged-images": (machine.fused_is_exact, merged_images),
-        "flat-tensors": (True, flat_tensors),
-        "single-reshapes": (True, single_reshapes),
-        "flips-by-addition": (machine.has_unsigned, flips_by_addition),
-        "lazy-branches": (True, lazy_branches),
-        "masks-by-products": (machine.has_unsigned, masks_by_products),
+    passes: dict[str, tuple[Needs, ModelPass]] = {
+        "channels-last": (LAST, channels_last),
+        "merged-images": (LAST, merged_images),
+        "unsigned-kernels": (LAST, unsigned_kernels),
+        "flat-tensors": ((), flat_tensors),
+        "single-reshapes": ((), single_reshapes),
+        "flips-by-addition": ((Kernel.UNSIGNED,), flips_by_addition),
+        "lazy-branches": ((), lazy_branches),
+        "masks-by-products": ((Kernel.UNSIGNED,), masks_by_products),
     }
-    return {name: one_idea for name, (fits, one_idea) in passes.items() if fits}
+    taken = {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
+    return whole_forms_for(machine) | taken  # these first, while the type of every tensor is stated
+
+
+def whole_forms_for(machine: Machine) -> dict[str, ModelPass]:
+    """Those that take the place of what is not exact on ``machine``, in an inlined and tidy step or inference."""
+    passes = {Kernel.MATMUL: ("whole-products", whole_products), Kernel.CONV: ("whole-convolutions", whole_convolutions)}
+    return dict(named for kernel, named in passes.items() if not machine.is_exact(kernel))
 
 
 def pass_names(machine: Machine) -> tuple[str, ...]:
@@ -126,6 +114,14 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
             step = step if name in without else one_idea(step)
         only_read(step.graph)
     return step
+
+
+def exact_inference(inference: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
+    """The integer network ``inference``, inlined and tidy, in forms that are exact on ``machine``."""
+    inference = tidy(inline(inference))
+    for one_idea in whole_forms_for(machine).values():
+        inference = one_idea(inference)
+    return inference
 
 
 @contextmanager

@@ -13,17 +13,18 @@ from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.roots import GREATEST, stepwise_roots
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import DIRECT_ROOT
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned
+from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
 
-pytestmark = pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="the fused kernels are not exact here")
+pytestmark = pytest.mark.skipif(not kernels().is_exact(*LAST, Kernel.QLINEAR_MUL), reason="the fused kernels are not exact here")
 
 CONSTANTS = """
     int64[2] two_three = {2, 3}, int64[1] four = {4}, int64[3] sums = {0, 2, 3}, int64[2] ones = {1, 1}, int64[2] fives = {5, 6},

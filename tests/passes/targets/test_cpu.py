@@ -13,20 +13,28 @@ import pytest
 
 import networks
 from faults import steps
-from machines import Able, Choosy, Plain, everything_fires
+from machines import Able, Choosy, Lacking, Plain, everything_fires
 from wageubn_onnx import Artifacts, Config, convert
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu import for_cpu, passes_for
 from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
 from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned, int8_is_exact
+from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+LACKING = {
+    "with AMX": Lacking(Kernel.MATMUL, Kernel.CONV, Kernel.INT8, Kernel.SUMS, Kernel.QLINEAR_MATMUL),
+    "channels second": Lacking(Kernel.POOL),
+    "without sums and products of maps": Lacking(Kernel.QLINEAR_ADD, Kernel.QLINEAR_MUL),
+}
 
 
 def alone(rewrite: Rewrite) -> ModelPass:
@@ -41,6 +49,7 @@ PASSES: dict[str, ModelPass] = {
 WHOLE: dict[str, ModelPass] = {
     "all": lambda model: for_cpu(model, Able()),
     "all but the fused": lambda model: for_cpu(model, Plain()),
+    **{name: (lambda model, machine=machine: for_cpu(model, machine)) for name, machine in LACKING.items()},  # type: ignore[misc]
 }
 
 
@@ -86,9 +95,9 @@ def drawn(
 def test_no_bit_changes(name: str, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     everything_fires(monkeypatch)
     of_all = {*passes_for(Plain()), "all but the fused"} - {"lean-moments", "bare-extremes"}  # which take uint8 where they may
-    if not has_unsigned() and name not in of_all:
+    if not kernels().is_exact(*LAST) and name not in of_all:
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
-    if not int8_is_exact() and name in ("int8-images", "all"):
+    if not kernels().is_exact(Kernel.INT8) and name in ("int8-images", "swapped-gradients", *WHOLE) and name not in of_all:
         pytest.skip("this machine or release has no exact int8 by uint8")
     step = artifacts.files["int_training"]
     before, after = session(inline(step)), session(inline((PASSES | WHOLE)[name](step)))
@@ -101,7 +110,7 @@ def test_no_bit_changes(name: str, artifacts: Artifacts, monkeypatch: pytest.Mon
 
 def test_every_pass_changes_a_step_and_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pass by pass, as they follow each other: whatever is called the same before and after a pass holds the same numbers."""
-    if not (has_unsigned() and fused_is_exact() and int8_is_exact()):
+    if not kernels().is_exact(*Kernel):
         pytest.skip("the fused kernels are not exact here")
     everything_fires(monkeypatch)
     onnx.save(networks.compact(), tmp_path / "compact.onnx")
@@ -174,7 +183,7 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
 
 def test_both_branches_of_a_gradient_are_taken(artifacts: Artifacts) -> None:
     """A least exponent of the error wants the canonical nodes; an ordinary one does not."""
-    if not has_unsigned():
+    if not kernels().is_exact(Kernel.UNSIGNED):
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
     model = inline(PASSES["narrow-gradients"](artifacts.files["int_training"]))
     conditions = [n.input[0] for n in model.graph.node if n.op_type == "If"]

@@ -17,10 +17,11 @@ from networks import ort_session
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu import for_cpu
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned, int8_is_exact, kernels
+from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
 STEPS = 3
@@ -71,7 +72,7 @@ def forms(step: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto, bool]]:
     """The step as it is run, and whether graph optimizations are on."""
     yield "of this machine, as sessions and `export --target onnxruntime` have it", for_cpu(step, kernels()), True
     yield "--portable", portable(tidy(inline(step))), True
-    if has_unsigned() and fused_is_exact() and int8_is_exact():
+    if kernels().is_exact(*Kernel):
         yield "with every form", for_cpu(step, Choosy()), False
     yield "with the forms that every release has", for_cpu(step, Plain()), False
 

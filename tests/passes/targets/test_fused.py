@@ -14,12 +14,13 @@ from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.fused import Preference, fused_products
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.normalized import LARGEST, LIFT, WEIGHT, reciprocals
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, FARTHEST, LEFT, POWERS
 from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers import reference
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned
+from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
 T = onnx.TensorProto
@@ -71,7 +72,9 @@ def run(model: onnx.ModelProto, **feeds: Array) -> Array:
     return np.asarray(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, feeds)[0])
 
 
-@pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="this machine or release has no exact fused kernel")
+@pytest.mark.skipif(
+    not kernels().is_exact(*LAST, Kernel.QLINEAR_MATMUL), reason="this machine or release has no exact fused kernel"
+)
 @pytest.mark.parametrize("as_matrix", [False, True])
 @pytest.mark.parametrize("channels", [20, CHANNELS])
 def test_a_fused_product_near_every_tie(channels: int, as_matrix: bool) -> None:
@@ -112,7 +115,9 @@ WINDOWS = {
 }
 
 
-@pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="this machine or release has no exact fused kernel")
+@pytest.mark.skipif(
+    not kernels().is_exact(*LAST, Kernel.QLINEAR_MATMUL), reason="this machine or release has no exact fused kernel"
+)
 @pytest.mark.parametrize("is_signed", [False, True])
 @pytest.mark.parametrize("kernel", ["as it is", "turned", "swapped"])
 @pytest.mark.parametrize("name", WINDOWS)

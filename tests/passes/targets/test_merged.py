@@ -10,12 +10,13 @@ import onnxruntime
 import pytest
 
 from wageubn_onnx.passes.targets.cpu import merged
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
-from wageubn_onnx.runtime.kernels import fused_is_exact, has_unsigned
+from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
 
-pytestmark = pytest.mark.skipif(not (has_unsigned() and fused_is_exact()), reason="the fused kernels are not exact here")
+pytestmark = pytest.mark.skipif(not kernels().is_exact(*LAST), reason="the fused kernels are not exact here")
 
 CONSTANTS = """float s = {1.0}, float[3] scales = {1.0, 0.5, 2.0}, uint8 z = {128}, int8 none = {0}, int32[3] bias = {7, -90, 5},
     int8[3, 1, 1, 1] one_each = {1, -2, 3}, int8[5, 3, 1, 1] dense = {1, 2, 3, 4, 5, 6, 7, 8, 9, -1, -2, -3, -4, -5, -6},

@@ -12,9 +12,10 @@ import pytest
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
 from wageubn_onnx.quantizers import integer
-from wageubn_onnx.runtime.kernels import int8_is_exact
+from wageubn_onnx.runtime.kernels import kernels
 
 SIZES = {
     "narrow errors": ((3, 8, 5, 4), 2),
@@ -57,7 +58,7 @@ def gradient(maps: tuple[int, ...], o: int, dtype: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("name", SIZES)
 def test_sums_are_the_same(name: str, dtype: str) -> None:
-    if not int8_is_exact():
+    if not kernels().is_exact(Kernel.INT8):
         pytest.skip("this machine or release has no exact int8 by uint8")
     before = gradient(*SIZES[name], dtype)
     after = rewritten(before, {"swapped-gradients": lambda edit: swapped_gradients(edit, lambda image, kernel: True)})

@@ -1,0 +1,141 @@
+"""Integer products with their columns in multiples of 16, where a release is wrong about the rest.
+
+onnxruntime 1.21 to 1.24 has a kernel for processors with AMX that is wrong where a product has at least 32 rows, and a number of
+columns that is no multiple of 16. Of a MatMulInteger these are the columns of its second operand; of a ConvInteger the places of
+an output map.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterator, MutableMapping
+from itertools import product
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.passes.targets.nodes import attributes, copied
+
+WHOLE = 16
+SUFFIX = "/whole"
+Types = MutableMapping[str, tuple[int, list[int | str]]]  # dtype and shape; a str for a size without a number
+
+
+def whole_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same integers, no MatMulInteger with a rest of columns; of an inlined model that states the type of every tensor.
+
+    Raises WageubnError, naming the node, where the number of columns is open.
+    """
+    return _changed(model, "MatMulInteger", _product)
+
+
+def whole_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same integers, no ConvInteger with a rest of places; of an inlined model that states the type of every tensor.
+
+    Raises WageubnError, naming the node, where the size of a map is open.
+    """
+    return _changed(model, "ConvInteger", _convolution)
+
+
+class _Put:
+    """What takes the place of a node: nodes, with the types of what they make, and constants."""
+
+    def __init__(self, types: Types, constants: dict[str, list[int]]) -> None:
+        self.types, self.constants = types, constants
+        self.nodes: list[onnx.NodeProto] = []
+        self.values: list[onnx.ValueInfoProto] = []
+
+    def constant(self, values: list[int]) -> str:
+        """int64 [len(values)]."""
+        name = "whole/" + ".".join(map(str, values))
+        self.constants[name] = values
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], f"{output}/{kind}"))
+        return output
+
+    def type(self, name: str, dtype: int, shape: list[int | str]) -> None:
+        self.types[name] = dtype, shape
+        self.values.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def size(self, node: onnx.NodeProto, name: str, axis: int) -> int:
+        """That of tensor ``name``, which ``node`` has to do with."""
+        shape = self.types[name][1] if name in self.types else []
+        size = shape[axis] if shape else 0
+        if not isinstance(size, int) or size < 1:
+            raise WageubnError(f"node {node.name!r}: the size of {name} is open; convert the model again")
+        return size
+
+
+Form = Callable[[_Put, onnx.NodeProto], bool]
+
+
+def _changed(model: onnx.ModelProto, kind: str, form: Form) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constants: dict[str, list[int]] = {}
+    _rewrite(result.graph, {}, constants, kind, form)
+    result.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in constants.items())
+    return result
+
+
+def _rewrite(graph: onnx.GraphProto, outer: Types, constants: dict[str, list[int]], kind: str, form: Form) -> None:
+    """Put ``form`` in the place of the nodes of ``kind``, in branches, too; ``outer``: the types around a branch."""
+    put = _Put(ChainMap(dict(_types(graph)), outer), constants)
+    for node in graph.node:
+        for branch in (a.g for a in node.attribute if a.HasField("g")):
+            _rewrite(branch, put.types, constants, kind, form)
+        if node.op_type != kind or not form(put, node):
+            put.nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(put.nodes)
+    graph.value_info.extend(put.values)
+
+
+def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, list[int | str]]]]:
+    for t in graph.initializer:
+        yield t.name, (t.data_type, list(t.dims))
+    for v in (*graph.input, *graph.output, *graph.value_info):
+        kind = v.type.tensor_type
+        yield v.name, (kind.elem_type, [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim])
+
+
+def _product(put: _Put, node: onnx.NodeProto) -> bool:
+    right, output = node.input[1], node.output[0]
+    columns = put.size(node, right, -1)
+    more = -columns % WHOLE
+    if not more:
+        return False
+    dtype, shape = put.types[right]
+    wide = put.node("Pad", [right, put.constant([0] * (2 * len(shape) - 1) + [more])], output + SUFFIX + "/right")
+    put.type(wide, dtype, [*shape[:-1], columns + more])
+    new = copied(node)
+    new.input[1], new.output[0] = wide, output + SUFFIX
+    put.nodes.append(new)
+    put.type(new.output[0], onnx.TensorProto.INT32, [*put.types[output][1][:-1], columns + more])
+    put.node("Slice", [new.output[0], put.constant([0]), put.constant([columns]), put.constant([-1])], output)
+    return True
+
+
+def _convolution(put: _Put, node: onnx.NodeProto) -> bool:
+    output, described = node.output[0], attributes(node)
+    height, width = (put.size(node, output, axis) for axis in (2, 3))
+    grown = [s for s in product(range(height, height + WHOLE), range(width, width + WHOLE)) if s[0] * s[1] % WHOLE == 0]
+    whole = min(grown, key=lambda size: size[0] * size[1])
+    if whole == (height, width):
+        return False
+    strides, pads = described.get("strides", [1, 1]), list(described.get("pads", [0] * 4))
+    for axis, (size, wanted) in enumerate(zip((height, width), whole, strict=True)):
+        pads[2 + axis] += (wanted - size) * strides[axis]
+    new = copied(node)
+    for attribute in [a for a in new.attribute if a.name == "pads"]:
+        new.attribute.remove(attribute)
+    new.attribute.append(helper.make_attribute("pads", pads))
+    new.output[0] = output + SUFFIX
+    put.nodes.append(new)
+    put.type(new.output[0], onnx.TensorProto.INT32, [*put.types[output][1][:2], *whole])
+    put.node("Slice", [new.output[0], put.constant([0, 0]), put.constant([height, width]), put.constant([2, 3])], output)
+    return True
