@@ -4,7 +4,7 @@ VENV ?= .venv
 FAST := onnxruntime
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-backends test-releases bench lint clean
+.PHONY: demo test test-slow test-backends test-releases fuzz bench lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python models/demo.py build/demo
@@ -14,6 +14,12 @@ test: $(VENV)/.dev lint
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Mutants of any seed, for as long as one likes: `make fuzz SEED=7 COUNT=1000`
+SEED ?= $(shell date +%s)
+COUNT ?= 200
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
 
 # The same bits everywhere: docs/backends.md
 OLD := $(VENV)-onnxruntime-1.17

@@ -19,7 +19,7 @@ from .worker import preload
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--kind", choices=[*KINDS, "all"], default="all", help="what to mutate")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="what to mutate [default: everything]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100, help="mutants of each kind")
     parser.add_argument("--only", type=int, metavar="INDEX", help="this mutant alone")
@@ -31,8 +31,7 @@ def main() -> int:
         setting = Setting.make(scratch)
         for reason in setting.skipped:
             print(f"skipped: {reason}")
-        kinds = list(KINDS) if given.kind == "all" else [given.kind]
-        return sum(_run(kind, setting, given) for kind in kinds) > 0
+        return sum([_run(kind, setting, given) for kind in given.kind]) > 0
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

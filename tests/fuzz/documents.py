@@ -192,7 +192,7 @@ def mutate_images(folder: Path, draw: Draw) -> None:
         elif choice < 0.7:
             mode = draw.choice(["1", "L", "P", "RGBA", "CMYK", "I;16", "I", "F", "LA"])
             size = draw.choice([(12, 12), (12, 12), (1, 1), (13, 12), (3000, 1)])
-            kind = {"CMYK": "jpeg", "F": "tiff"}.get(mode, "png")
+            kind = {"CMYK": "jpeg", "F": "tiff", "I": "tiff"}.get(mode, "png")
             Image.new(mode, size).save(file, kind)
         elif choice < 0.8:
             (file.parent / draw.choice(["notes.txt", "\x1b[2J.png", ".hidden", "x\ny.png"])).write_bytes(b"text")

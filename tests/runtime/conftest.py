@@ -127,8 +127,13 @@ MANIFEST: dict[str, Any] = {
     "fp_state": [{"in": "weight", "out": "weight_out", "key": "linear.weight"}],
     "input": {"scale": SCALE, "mean": MEAN, "std": STD},
     "exponents": {"lr": -9, "loss": -4},
-    "quantizers": [{"role": "lr", "max": 2047}],
-    "tensors": {"linear.weight": {"min": -1000, "max": 1000, "fraction": 7}},
+    "quantizers": [
+        {
+            **{"node": "rate", "layer": "", "role": "lr", "function": "DirectQuantize", "rounding": "half_even"},
+            **{"bits": 12, "fraction": 9, "min": 0, "max": 2047},
+        }
+    ],
+    "tensors": {"linear.weight": {"dtype": "int32", "exponent": -7, "min": -1000, "max": 1000}},
 }
 
 

@@ -405,3 +405,31 @@ def test_verify_exits_with_1_on_a_difference(converted: Path, monkeypatch: pytes
     result = run("verify", converted)
     assert result.exit_code == 1
     assert "step 2, loss[]: 8, not 7; the first node that differs: loss/mean (Div)" in " ".join(result.output.split())
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("\x1b[31m" + "x" * 1000)
+
+
+def test_a_fault_of_ours_is_told_from_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("wageubn_onnx.inspect.summary.inspect_file", broken)
+    result = run("inspect", tmp_path / "any.onnx")
+    assert result.exit_code == 3
+    assert result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: a fault of wageubn-onnx itself (ZeroDivisionError: \\x1b[31mxxx")
+    assert "please report it" in result.stderr and "--debug" in result.stderr
+    assert len(result.stderr) < 600
+    shown = run("--debug", "inspect", tmp_path / "any.onnx")
+    assert shown.exit_code == 3
+    assert "Traceback (most recent call last)" in shown.stderr and "in broken" in shown.stderr
+    assert "\x1b" not in shown.stderr
+    assert shown.stderr.splitlines()[-1].startswith("error: a fault of wageubn-onnx itself")
+    assert run("inspect", tmp_path / "any.onnx").stderr.count("\n") == 1  # --debug was of that call
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("wageubn_onnx.inspect.summary.inspect_file", full)
+    refused("out of memory", "inspect", tmp_path / "any.onnx")

@@ -151,9 +151,9 @@ def test_a_state_of_another_network_is_refused(
 
 def test_a_state_on_another_grid_is_refused(folder: Path, edit_manifest: Edit, tmp_path: Path) -> None:
     TrainingSession(folder).save(tmp_path / "s.safetensors")
-    edit_manifest(tensors={"linear.weight": {"fraction": 9}})
+    edit_manifest(tensors={"linear.weight": {"dtype": "int32", "exponent": -9, "min": -1000, "max": 1000}})
     refused(
-        "linear.weight is on the grid fraction 7, expected fraction 9",
+        "linear.weight is on the grid exponent -7, expected exponent -9",
         TrainingSession(folder).load,
         tmp_path / "s.safetensors",
     )
@@ -164,7 +164,7 @@ def test_a_saved_state_records_its_signature(folder: Path, tmp_path: Path) -> No
     _, metadata = load_tensors(tmp_path / "s.safetensors")
     assert metadata == {
         "note": 1,
-        "signature": {"linear.weight": ["int32", [4, 3], "fraction 7"], "step": ["int32", [], None]},
+        "signature": {"linear.weight": ["int32", [4, 3], "exponent -7"], "step": ["int32", [], None]},
     }
 
 

@@ -51,7 +51,10 @@ class Bundle:
     def check_state(self) -> None:
         """Raise WageubnError, naming the tensor, where the state is not that of the step."""
         inputs = {i.name: i.type.tensor_type for i in self.step.graph.input}
+        outputs = {o.name for o in self.step.graph.output}
         for entry in self.manifest["state"]:
+            if entry["in"] not in inputs or entry["out"] not in outputs:
+                raise WageubnError(f"{self.folder}: its step lacks {entry['in']} -> {entry['out']}, state of the manifest")
             key, declared = entry["key"], inputs[entry["in"]]
             shape = [d.dim_value for d in declared.shape.dim]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)

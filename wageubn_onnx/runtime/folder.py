@@ -10,6 +10,7 @@ from typing import Any
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.contents import FILES, MANIFEST, check_files, read_sealed, remedy
+from wageubn_onnx.runtime.contract import check_contract
 from wageubn_onnx.runtime.replace import recover
 
 FORMAT = 1
@@ -39,6 +40,7 @@ class ArtifactFolder:
         if manifest.get("format") != FORMAT:
             found = manifest.get("format")
             raise WageubnError(f"{self.path / MANIFEST}: format {found!r}, but this version reads {FORMAT}; {remedy(manifest)}")
+        check_contract(manifest, str(self.path / MANIFEST), remedy(manifest))
         return manifest
 
     @property
