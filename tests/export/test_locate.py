@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from faults import for_cpu_with, wrong_kernel
-from machines import Choosy, everything_fires
+from machines import Choosy, Lacking, everything_fires
 from networks import compact
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
@@ -48,6 +48,18 @@ def _fires(monkeypatch: pytest.MonkeyPatch) -> None:
 def case_of(bundle: Bundle) -> Case:
     with tempfile.TemporaryDirectory() as scratch:
         return Reference.of(bundle, verifying._inputs(bundle, 2, 0), Path(scratch)).case(1)
+
+
+def test_the_reference_takes_no_inexact_kernel(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products are wrong on this machine, the others are held to the same step in whole products: the same bits."""
+    bundle = Bundle.of(folder)
+    references = []
+    for lacking in ((), (Kernel.MATMUL, Kernel.CONV)):
+        monkeypatch.setattr(verifying, "kernels", lambda lacking=lacking: Lacking(*lacking))
+        references.append(Reference.of(bundle, verifying._inputs(bundle, 2, 0), tmp_path).expected)
+        nodes = onnx.load(tmp_path / "reference.onnx").graph.node
+        assert any(name.endswith("/whole") for node in nodes for name in node.output) == bool(lacking)
+    assert references[0] == references[1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import exact_inference, for_cpu
+from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
 from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.proofs.interpreter import interpret
@@ -130,7 +130,7 @@ def test_a_machine_that_is_wrong_about_rests_computes_the_same(
     """As one with AMX and onnxruntime 1.21 to 1.24: training and inference in whole products."""
     usual = TrainingSession(folder, threads=1)
     amx = Kernels("with AMX", kernels().exact - {Kernel.MATMUL, Kernel.CONV, Kernel.INT8, Kernel.SUMS})
-    for stage, form in (("int_training", for_cpu), ("int_eval", exact_inference)):
+    for stage, form in (("int_training", for_cpu), ("int_eval", exact_form)):
         assert not rests(form(tiny_artifacts.files[stage], amx))
     assert rests(inline(tiny_artifacts.files["int_eval"]))
     monkeypatch.setattr(session, "trusted_kernels", lambda optimize=False: amx)

@@ -22,7 +22,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import exact_inference, for_cpu, pass_names
+from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, pass_names
 from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
 from wageubn_onnx.passes.targets.portable import portable as for_old_releases
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -52,7 +52,7 @@ def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any
     if portable:
         evaluation = for_old_releases(whole_convolutions(whole_products(tidy(inline(bundle.evaluation)))))
     else:
-        evaluation = exact_inference(bundle.evaluation, kernels())
+        evaluation = exact_form(bundle.evaluation, kernels())
     models = {STEP: bundle.lowered, EVAL: evaluation}
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))

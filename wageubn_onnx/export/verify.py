@@ -25,7 +25,9 @@ from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tens
 from wageubn_onnx.export.export import write_lowered
 from wageubn_onnx.export.locate import FAULTS, Case, Place, in_passes, in_runtime, one_line
 from wageubn_onnx.export.table import TARGETS
+from wageubn_onnx.passes.targets.cpu import exact_form, whole_forms_for
 from wageubn_onnx.proofs.interpreter import interpret
+from wageubn_onnx.runtime.kernels import kernels
 
 RATE, GRADIENT_RANGES = 8, (128, 32)  # 8/512: no step of these inputs saturates the weights
 EVALUATORS = ("reference-evaluator", "interpreter")
@@ -162,7 +164,9 @@ class Reference:
     def of(bundle: Bundle, feeds: Sequence[Tensors], scratch: Path) -> Reference:
         """Run ``feeds`` once."""
         step = scratch / "reference.onnx"
-        step.write_bytes(bundle.step.SerializeToString())
+        machine = kernels()
+        exact = exact_form(bundle.step, machine) if whole_forms_for(machine) else bundle.step
+        step.write_bytes(exact.SerializeToString())
         runner = ort.InProcess(step, bundle.manifest, optimize=False, threads=1)
         return Reference(bundle, feeds, [_digests(outputs) for outputs in runner.steps(bundle.state, feeds)], runner)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.passes.targets.cpu import exact_inference, for_cpu, whole_forms_for
+from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, whole_forms_for
 from wageubn_onnx.runtime.engine import EvalResult, Session, StepResult
 from wageubn_onnx.runtime.models import open_lowered, open_model
 from wageubn_onnx.runtime.selftest import trusted_kernels
@@ -45,7 +45,7 @@ class TrainingSession(Session):
     def _eval_model(self) -> ort.InferenceSession:
         """Inference as it is in the file, but for products that are not exact in that form on this machine."""
         model, machine = self.folder.model(self.eval_section), trusted_kernels(bool(self._optimize))
-        content = exact_inference(load_model(model), machine).SerializeToString() if whole_forms_for(machine) else None
+        content = exact_form(load_model(model), machine).SerializeToString() if whole_forms_for(machine) else None
         return open_model(model, self._threads, self._optimize is not False, content)
 
     def _exponent(self, name: str) -> int:

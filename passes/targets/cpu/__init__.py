@@ -116,12 +116,12 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
     return step
 
 
-def exact_inference(inference: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
-    """The integer network ``inference``, inlined and tidy, in forms that are exact on ``machine``."""
-    inference = tidy(inline(inference))
+def exact_form(model: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
+    """The integer step or network ``model``, inlined and tidy, in forms that are exact on ``machine``, and else as it is."""
+    model = tidy(inline(model))
     for one_idea in whole_forms_for(machine).values():
-        inference = one_idea(inference)
-    return inference
+        model = one_idea(model)
+    return model
 
 
 @contextmanager
