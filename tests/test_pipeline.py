@@ -155,6 +155,7 @@ def test_an_empty_folder_and_a_deep_one_are_fine(tiny_artifacts: Artifacts, tmp_
     assert contents(tmp_path / "empty") == contents(tmp_path / "a/b/c")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "empty"]  # nothing temporary is left
     assert stat.S_IMODE((tmp_path / "a/b/c").stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) & 0o444 for file in (tmp_path / "a/b/c").iterdir()} == {0o444}
 
 
 def test_its_own_folder_is_overwritten_and_what_lies_beside_stays(tiny_artifacts: Artifacts, tmp_path: Path) -> None:

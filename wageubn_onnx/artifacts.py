@@ -80,7 +80,9 @@ class Artifacts:
                 path.write_bytes(model.SerializeToString(deterministic=True))
         for name, state in (("state", self.state), ("quant_state", self.quant_state), ("fp_state", self.fp_state)):
             if state:
-                save_file({key: np.asarray(value, order="C") for key, value in state.items()}, folder / f"{name}.safetensors")
+                path = folder / f"{name}.safetensors"
+                save_file({key: np.asarray(value, order="C") for key, value in state.items()}, path)
+                path.chmod(0o644)  # as the others: safetensors writes for its owner alone
         seal(folder, self.manifest)
 
 
