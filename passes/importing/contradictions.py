@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.passes.importing.surgery import at, values
 
+MOST_MAGNITUDE = 2.0**60  # of a number that a network is made with: beyond it, float32 itself ends after few layers
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -39,6 +40,8 @@ def _not_finite(node: gs.Node) -> str:
     for name, value in node.attrs.items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"has {name} {value}, no finite number"
+        if isinstance(value, float) and abs(value) > MOST_MAGNITUDE:
+            return f"has {name} {value:g}, beyond 2^60"
     return ""
 
 
@@ -68,7 +71,11 @@ def _pool(node: gs.Node) -> str:
     kernel = node.attrs.get("kernel_shape")
     if rank and (kernel is None or len(kernel) != rank - 2 or min(kernel) < 1):
         return f"of {_shown(node.inputs[0].shape)} has kernel_shape {None if kernel is None else list(kernel)}"
-    return _window(node, rank - 2) if rank else ""
+    problem = _window(node, rank - 2) if rank else ""
+    pads = list(node.attrs.get("pads", []))
+    if not problem and kernel is not None and any(p >= k for p, k in zip(pads, [*kernel, *kernel], strict=False)):
+        return f"has pads {pads} and windows of {list(kernel)}, some of which would hold padding alone"
+    return problem
 
 
 def _window(node: gs.Node, axes: int) -> str:

@@ -12,7 +12,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.passes.importing.forward import MOST_MAGNITUDE
+from wageubn_onnx.passes.importing.contradictions import MOST_MAGNITUDE
 from wageubn_onnx.profiles import Format
 
 Array = np.ndarray[Any, Any]

@@ -18,6 +18,7 @@ from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.infer import window
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
+from wageubn_onnx.passes.importing.contradictions import MOST_MAGNITUDE
 from wageubn_onnx.passes.importing.endings import drop_answers, settle_output
 from wageubn_onnx.passes.importing.read import read_source
 from wageubn_onnx.passes.importing.refusals import refuse_unknown
@@ -56,13 +57,10 @@ def build_forward(source: gs.Graph, name: str) -> Model:
     Raises WageubnError for anything unsound or unsupported, naming node and operator.
     """
     if len(source.nodes) > MOST_NODES:
-        raise WageubnError(
-            f"{len(source.nodes):,} nodes are left to convert, and {MOST_NODES:,} can be (a ResNet-1202 has 4,206)"
-        )
+        raise WageubnError(f"{len(source.nodes):,} nodes to convert; at most {MOST_NODES:,} can be (a ResNet-1202 has 4,206)")
     return _Forward(source, name).build()
 
 
-MOST_MAGNITUDE = 2.0**60  # of a parameter: beyond it, float32 itself ends after few layers
 MOST_NODES = 5_000  # each becomes some hundred of the step
 
 

@@ -16,6 +16,7 @@ from wageubn_onnx.graph import load_model
 from wageubn_onnx.inline import inline
 from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.stages import check_stage
 
 Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, Array]
@@ -45,6 +46,8 @@ class Bundle:
         step, evaluation = (load_model(artifacts.model(section)) for section in ("step", "eval"))
         tensors, _ = load_state(artifacts.state_file("state") if state is None else state)
         bundle = Bundle(step, evaluation, tensors, artifacts.manifest, artifacts.path)
+        for model, stage in ((step, "int_training"), (evaluation, "int_eval")):
+            check_stage(model, stage)
         bundle.check_state()
         return bundle
 

@@ -14,6 +14,7 @@ from sources import WIDTH, head, imported, save, stem
 from networks import CLASSES, Net
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.pipeline import convert
 
 Build = Callable[[Net], str]
 
@@ -70,9 +71,15 @@ CONTRADICTIONS: dict[str, tuple[Build, tuple[str, ...]]] = {
     "a bias for other filters": (biased(WIDTH + 1), ("bias [5]",)),
     "a pool of a stride below 0": (pool("MaxPool", kernel_shape=[2, 2], strides=[-1, 1]), ("strides [-1, 1]",)),
     "a pool of no pixels": (pool("AveragePool", kernel_shape=[0, 2]), ("kernel_shape [0, 2]",)),
+    "a pool of padding alone": (
+        pool("AveragePool", kernel_shape=[2, 2], pads=[0, 2, 0, 1]),
+        ("pads [0, 2, 0, 1]", "padding alone"),
+    ),
+    "pads beyond int32": (conv(pads=[2**33] * 4), ("with pads", "has no rule")),
     "epsilon below 0": (bn(epsilon=-1e-3), ("epsilon -0.001", "negative")),
     "epsilon that is no number": (bn(epsilon=NAN), ("epsilon nan",)),
     "epsilon without end": (bn(epsilon=INF), ("epsilon inf",)),
+    "epsilon near the end": (bn(epsilon=3e38), ("epsilon 3e+38", "beyond 2^60")),
     "a variance and epsilon of 0": (bn(variance=0.0, epsilon=0.0), ("divides by 0", "'v'")),
     "a momentum above 1": (bn(momentum=1.5), ("momentum 1.5",)),
     "a momentum below 0": (bn(momentum=-0.1), ("momentum -0.1",)),
@@ -119,3 +126,22 @@ def test_options_that_contradict_themselves(name: str, value: float) -> None:
 def test_pixels_that_cannot_be_so(changes: dict[str, Any]) -> None:
     with pytest.raises(WageubnError, match=next(iter(changes))):
         Config(**changes)
+
+
+def test_a_stride_beyond_the_map_is_the_least_such(tmp_path: Path) -> None:
+    """Beyond the map it may lead to any place; the least that does is taken."""
+    n = Net(0)
+    file = save(n.model(pool("MaxPool", kernel_shape=[5, 5], strides=[2**40, 2**62])(n)), tmp_path)
+    (attribute,) = (a for n in imported(file).graph.node if n.op_type == "MaxPool" for a in n.attribute if a.name == "strides")
+    assert list(attribute.ints) == [2, 2]  # rows 0 to 4 of 6; from row 1 on there would be another
+
+
+@pytest.mark.parametrize(("value", "word"), [(3e38, r"'a1.weight' comes to NaN or beyond 2\^60"), (1e12, "may reach")])
+def test_weights_beyond_any_trained_network(value: float, word: str, tmp_path: Path) -> None:
+    """A few layers of great weights, each of which a float32 holds, make what it does not."""
+    n = Net(0)
+    x = stem(n)
+    for name in ("a1", "a2", "a3"):
+        x = n.relu(n.node("Conv", x, n.tensor(f"{name}.weight", np.full((WIDTH, WIDTH, 1, 1), value)), name=name))
+    with pytest.raises(WageubnError, match=word):
+        convert(save(n.model(head(n, x)), tmp_path), Config(batch=2, keep_folded=True))
