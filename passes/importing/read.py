@@ -169,7 +169,7 @@ def _to_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         return model
     try:
         return version_converter.convert_version(model, OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
+    except (RuntimeError, ValueError, version_converter.ConvertError, onnx.shape_inference.InferenceError) as error:
         raise WageubnError(
             f"{file}: opset {version} cannot be brought to {OPSET} ({_line(error)}); export it with opset {OPSET}"
         ) from None
