@@ -132,7 +132,7 @@ def _converted(model: Path, config: Config) -> Artifacts:
     channels = int(source.named["images"].shape[1])
     config = replace(config.for_channels(channels), profile=config.profile.on(*places(source)))
     files = {"forward": _written(source, {"logits": source.named["logits"]})}
-    recipe = Recipe.of(source, files["forward"], config).to_json() if config.profile.has_integers else ""
+    recipe = Recipe.of(source, files["forward"], config) if config.profile.has_integers else None
 
     step = FP_TRAINING(source, config)
     fp_state = {key: state.value for key, state in step.carried.items()}
@@ -143,15 +143,15 @@ def _converted(model: Path, config: Config) -> Artifacts:
     quantized = QUANT_TRAINING(step, config)
     files["quant_training"] = _written(quantized, step_outputs(quantized, config))
     integer = INT_TRAINING(quantized, config) if config.profile.has_integers else None
-    if integer:
-        integer.notes["recipe"] = recipe
+    if integer and recipe:
+        integer.notes["recipe"] = recipe.to_json()
         files["int_training"] = _written(integer, step_outputs(integer, config))
 
     evaluation = QUANT_EVAL(source, config)
     files["quant_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
-    if integer:
+    if integer and recipe:
         evaluation = INT_EVAL(evaluation, config)
-        evaluation.notes["recipe"] = recipe
+        evaluation.notes["recipe"] = recipe.of_inference().to_json()
         files["int_eval"] = _written(evaluation, {"logits": evaluation.named["logits"]})
 
     manifest = describe(model, source, config, fp_state, quantized, integer)

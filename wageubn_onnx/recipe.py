@@ -13,7 +13,7 @@ import binascii
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import google.protobuf.message
@@ -67,6 +67,10 @@ class Recipe:
         magnitudes = {key: _magnitude(state) for key, state in source.states.items() if state.kind in MAGNITUDES}
         frozen = tuple(key for key, state in source.states.items() if state.frozen)
         return Recipe(bare, frozen, magnitudes, ranges, config)
+
+    def of_inference(self) -> Recipe:
+        """The recipe of `int_eval`, to which what only the step has makes no difference."""
+        return replace(self, config=replace(self.config, health=False, expose_gradients=False))
 
     # -- as text ------------------------------------------------------------------------------------------------------
 

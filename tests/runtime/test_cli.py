@@ -400,11 +400,12 @@ def test_verify_exits_with_1_on_a_difference(converted: Path, monkeypatch: pytes
     result = run("verify", converted, "--targets", "interpreter", "--steps", "1", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["difference"] is None
-    difference = verify.Difference(2, "loss", [], 7, 8, "loss/mean (Div)")
-    monkeypatch.setattr(verify, "verify", lambda *_: iter([verify.Row("c", "gcc", 3, 10, difference)]))
+    difference, place = verify.Difference(2, "loss", [], 7, 8), verify.Place("kernel Div", "loss/mean (Div)", "mean")
+    monkeypatch.setattr(verify, "verify", lambda *_: iter([verify.Row("c", "gcc", 3, 10, difference, place=place)]))
     result = run("verify", converted)
     assert result.exit_code == 1
-    assert "step 2, loss[]: 8, not 7; the first node that differs: loss/mean (Div)" in " ".join(result.output.split())
+    told = "step 2, loss[]: 8, not 7; first at tensor mean, made by node loss/mean (Div); the fault is of kernel Div"
+    assert told in " ".join(result.output.split())
 
 
 def broken(*_: Any, **__: Any) -> Any:

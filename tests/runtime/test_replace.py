@@ -183,7 +183,7 @@ def test_every_change_of_a_listed_file_is_one_line(tmp_path: Path) -> None:
 def test_an_export_is_to_be_exported_again(tmp_path: Path) -> None:
     with replaced(tmp_path / "net", lambda _: True) as made:
         (made / "a").write_text("1")
-        seal(made, {"format": 1, "target": {"name": "web"}})
+        seal(made, {"format": 1, "target": {"name": "web", "options": {}}})
     (tmp_path / "net/a").write_text("2")
     with pytest.raises(WageubnError, match="differs.; export it again$"):
         ArtifactFolder(tmp_path / "net")
