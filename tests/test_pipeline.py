@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import wageubn_onnx.artifacts
 import wageubn_onnx.passes
@@ -175,6 +175,7 @@ def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Pat
     def full(tensors: Any, path: Path) -> None:
         if path.name == "fp_state.safetensors":
             raise OSError(28, "No space left on device", str(path))
+        save_file(tensors, path)
 
     monkeypatch.setattr(wageubn_onnx.artifacts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):

@@ -20,8 +20,8 @@ from .same import DIFFERENT, compare
 from .worker import Outcome, forked
 
 ROOT = Path(__file__).resolve().parents[2]
-# Kind by kind, so that processes share the work; the kinds that train take seconds a mutant
-COUNTS = dict.fromkeys(KINDS, 20) | {"models": 100, "stages": 8, "states": 8, "checkpoints": 6, "data": 12}
+# Kind by kind, so that processes share the work; most go to the kinds that take half a second a mutant
+COUNTS = dict.fromkeys(KINDS, 8) | {"models": 120, "profiles": 60, "data": 6, "states": 6, "stages": 5, "checkpoints": 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
