@@ -16,19 +16,22 @@ from networks import tiny
 
 from .kinds import KINDS, faults
 from .models import mutated
-from .same import DIFFERENT, compare
-from .worker import Outcome, forked
+from .same import DIFFERENT
+from .worker import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 # Kind by kind, so that processes share the work; most go to the kinds that take half a second a mutant
 COUNTS = dict.fromkeys(KINDS, 8) | {"models": 120, "profiles": 60, "data": 6, "states": 6, "stages": 5, "checkpoints": 3}
 
 
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Of Python, without threads, so that it can be forked: a fork of a process with threads may wait for ever."""
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_mutant_finds_a_fault(kind: str) -> None:
-    """In a process of its own: one that has no threads, so that it can be forked."""
-    command = [sys.executable, "-m", "tests.fuzz", "--seed", "0", "--count", str(COUNTS[kind]), "--kind", kind]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = in_a_process("-m", "tests.fuzz", "--seed", "0", "--count", str(COUNTS[kind]), "--kind", kind)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -65,15 +68,27 @@ def test_what_counts_as_a_fault(made: Outcome, kind: str) -> None:
     assert all(kind in each for each in found)
 
 
-def test_a_child_that_raises_hangs_or_eats_memory_is_told(tmp_path: Path) -> None:
-    def hang() -> None:
-        while True:
-            pass
+CHILDREN = """
+import sys
+from pathlib import Path
+from tests.fuzz.worker import forked
 
-    assert forked(lambda: print("said"), tmp_path).stdout == b"said\n"
-    raised = forked(lambda: [][0], tmp_path)
-    assert raised.code == 70 and b"IndexError" in raised.stderr
-    assert forked(hang, tmp_path, seconds=0.3).timed_out
+folder = Path(sys.argv[1])
+
+def hang():
+    while True:
+        pass
+
+assert forked(lambda: print("said"), folder).stdout == b"said\\n"
+raised = forked(lambda: [][0], folder)
+assert raised.code == 70 and b"IndexError" in raised.stderr
+assert forked(hang, folder, seconds=0.3).timed_out
+"""
+
+
+def test_a_child_that_raises_or_hangs_is_told(tmp_path: Path) -> None:
+    result = in_a_process("-c", CHILDREN, str(tmp_path))
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("change", [0.0, 1e-2])
@@ -90,5 +105,6 @@ def test_other_numbers_are_noticed(tmp_path: Path, change: float) -> None:
     values.flat[5] += np.float32(change * abs(values).max())
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "changed.onnx")
-    result = forked(lambda: compare(tmp_path / "tiny.onnx", tmp_path / "changed.onnx"), tmp_path)
-    assert result.code == (DIFFERENT if change else 0), result
+    script = "import sys; from pathlib import Path; from tests.fuzz.same import compare; compare(*map(Path, sys.argv[1:]))"
+    result = in_a_process("-c", script, str(tmp_path / "tiny.onnx"), str(tmp_path / "changed.onnx"))
+    assert result.returncode == (DIFFERENT if change else 0), result.stderr

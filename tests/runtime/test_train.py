@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -272,30 +273,34 @@ def test_a_lock_ends_with_its_process(folder: Path, data: Dataset, tmp_path: Pat
     assert {file.name for file in out.iterdir()} == {CHECKPOINT, METRICS}
 
 
+def train_until_killed(kind: type[Session], folder: Path, data: Dataset, out: Path, every: int | None) -> None:
+    """Train, and die by SIGKILL in the fifth step."""
+    session, count = kind(folder), 0
+    inner = session.step
+
+    def step(*args: Any) -> StepResult:
+        nonlocal count
+        count += 1
+        if count == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args)
+
+    session.step = step  # type: ignore[method-assign, assignment]
+    train(session, data, PLAN, out, console=quiet(), checkpoint_every=every)
+
+
 @pytest.mark.parametrize("kind", [TrainingSession, FloatSession])
 @pytest.mark.parametrize(("every", "last"), [(1, 4), (2, 4), (5, 3), (None, 3)])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     kind: type[Session], every: int | None, last: int, folder: Path, data: Dataset, tmp_path: Path
 ) -> None:
-    """Killed in its fifth step, as by SIGKILL: nothing that Python would do on its way out is done."""
+    """Nothing that Python would do on its way out is done."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(kind(folder), data, PLAN, whole, console=quiet(), checkpoint_every=every)
-    child = os.fork()
-    if child == 0:
-        session, count = kind(folder, threads=1), 0  # without threads, which a fork would lose
-        inner = session.step
-
-        def step(*args: Any) -> StepResult:
-            nonlocal count
-            count += 1
-            if count == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return inner(*args)
-
-        session.step = step  # type: ignore[method-assign, assignment]
-        train(session, data, PLAN, broken, console=quiet(), checkpoint_every=every)
-        os._exit(0)
-    os.waitpid(child, 0)
+    child = multiprocessing.get_context("spawn").Process(target=train_until_killed, args=(kind, folder, data, broken, every))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert load_state(broken / CHECKPOINT)[1]["position"]["step"] == last
     train(kind(folder), data, PLAN, broken, resume=True, console=quiet(), checkpoint_every=every)
     for name in (METRICS, CHECKPOINT):
