@@ -6,7 +6,7 @@ each still says its layer, data path and pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,21 +17,31 @@ from wageubn_onnx.errors import WageubnError
 Key = tuple[str, str, str]  # domain, name and overload of a function
 
 
-def inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` without functions: a body's node becomes CALL/NODE, its inner tensors CALL/TENSOR.
+def inline(model: onnx.ModelProto, which: Callable[[onnx.FunctionProto], bool] = lambda function: True) -> onnx.ModelProto:
+    """A copy of ``model`` without functions, or without those of which ``which`` holds: a body's node becomes CALL/NODE, its inner
+    tensors CALL/TENSOR.
 
     NODE is the node's name, or its first output where it has none, and CALL likewise. A body node gets the metadata of its call,
-    and keeps what that has no key for. Tensors within bodies have no type in the result; onnx's shape inference finds it.
-    Raises WageubnError for a function that calls itself, or that wants another version of an operator set than the model.
+    and keeps what that has no key for. Tensors within bodies have the types that their function states, if any; onnx's shape
+    inference finds the others. Raises WageubnError for a function that calls itself, or that wants another version of an operator
+    set than the model.
     """
     inlined = onnx.ModelProto()
     inlined.CopyFrom(model)
-    del inlined.graph.node[:], inlined.functions[:]
-    inliner = _Inliner(model)
+    del inlined.graph.node[:]
+    kept = [function for function in model.functions if not which(function)]
+    del inlined.functions[:]
+    inliner = _Inliner(model, {key_of(function) for function in kept})
     inlined.graph.node.extend(inliner.flat(model.graph.node, _Scope()))
+    inlined.graph.value_info.extend(inliner.types)
+    inlined.functions.extend(kept)
     del inlined.opset_import[:]
-    inlined.opset_import.extend(_opsets(model, inliner.called))
+    inlined.opset_import.extend(_opsets(model, inliner.called, {function.domain for function in kept}))
     return inlined
+
+
+def key_of(function: onnx.FunctionProto) -> Key:
+    return function.domain, function.name, function.overload
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,10 @@ class _Scope:
 class _Inliner:
     """The functions of a model, and the names that are taken."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.functions: dict[Key, onnx.FunctionProto] = {(f.domain, f.name, f.overload): f for f in model.functions}
+    def __init__(self, model: onnx.ModelProto, kept: Collection[Key]) -> None:
+        self.functions: dict[Key, onnx.FunctionProto] = {key_of(f): f for f in model.functions if key_of(f) not in kept}
         self.called: dict[Key, onnx.FunctionProto] = {}
+        self.types: list[onnx.ValueInfoProto] = []  # of tensors of bodies
         self.tensors, self.nodes = set[str](), set[str]()
         self._take_names(model.graph)
 
@@ -138,6 +149,9 @@ class _Inliner:
         attributes = {a.name: a for a in (*function.attribute_proto, *call.attribute)}
         inner_scope = _Scope(prefix, rename, attributes, call.metadata_props, (*scope.calls, key))
         yield from self.flat(function.node, inner_scope)
+        for typed in function.value_info:
+            if typed.name not in function.output:
+                self.types.append(onnx.ValueInfoProto(name=rename(typed.name), type=typed.type))
         for source, target in copies:
             node = onnx.helper.make_node("Identity", [source], [target], _unique(f"{prefix}/Identity", self.nodes))
             node.metadata_props.extend(call.metadata_props)
@@ -154,9 +168,12 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _opsets(model: onnx.ModelProto, called: dict[Key, onnx.FunctionProto]) -> list[onnx.OperatorSetIdProto]:
-    """The operator sets of the result: of the model and of the functions that were inlined, but the functions' own domains."""
-    gone = {domain for domain, _, _ in called}
+def _opsets(
+    model: onnx.ModelProto, called: dict[Key, onnx.FunctionProto], kept: Collection[str]
+) -> list[onnx.OperatorSetIdProto]:
+    """The operator sets of the result: of the model and of the functions that were inlined, but the functions' own domains, where
+    none is ``kept``."""
+    gone = {domain for domain, _, _ in called} - set(kept)
     versions: dict[str, Any] = {_domain(o): o for o in model.opset_import}
     for function in called.values():
         for wanted in function.opset_import:

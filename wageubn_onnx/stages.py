@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx
 import onnx.inliner
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN
 
@@ -87,7 +88,7 @@ def check_stage(model: onnx.ModelProto, stage: str) -> None:
     """Raise WageubnError, naming node or tensor, where ``model`` is not a legal ``stage`` or not valid ONNX."""
     contract = CONTRACTS[stage]
     for node in model.graph.node:
-        if node.domain == DOMAIN and not contract.functions:
+        if node.domain == DOMAIN and not (contract.functions or kind_of(node.op_type)):
             raise WageubnError(f"{stage}: node {node.name!r} calls {node.op_type}, and no quantizer belongs in this stage")
         if node.domain != DOMAIN and node.op_type not in contract.ops:
             raise WageubnError(f"{stage}: node {node.name!r}: operator {node.op_type} is not legal in this stage")

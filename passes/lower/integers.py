@@ -305,7 +305,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     """
     sort(quantized.graph)
     quantized.reordered()
-    lower = Lowering(quantized, quantized.stage, config)
+    lower = Lowering(quantized, config, Model.empty(quantized.stage, quantized.graph.name))
     g = lower.g
     with g.context(made_by=PASS.name):
         for name in ("images", "labels", "lr", "gradient_range", "seed"):

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from wageubn_onnx import composites
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Pair, Raw, Value, mantissas
@@ -36,12 +38,12 @@ def short_name(node: gs.Node) -> str:
 class Lowering:
     """One lowering in progress: ``source`` is read, ``g`` is written, ``values`` maps source tensors to what they became."""
 
-    def __init__(self, source: Model, stage: str, config: Config) -> None:
-        self.source, self.config = source, config
-        self.g = Model.empty(stage, source.graph.name)
+    def __init__(self, source: Model, config: Config, g: Model) -> None:
+        self.source, self.config, self.g = source, config, g
         self.g.functions |= integer.LIBRARY
         self.values: dict[str, Value] = {}
         self._unsigned: dict[str, tuple[Tensor, Tensor]] = {}
+        self._composites: dict[tuple[str, Any], Fixed] = {}  # what each returns, by its name and its operands' bounds
 
     # -- operands -----------------------------------------------------------------------------------------------------
 
@@ -175,15 +177,36 @@ class Lowering:
             return Raw(emit(value.tensor))
         return moved(self.fixed(value, node))
 
+    def composite(self, node: gs.Node, operands: Sequence[Fixed], exponent: Exponent, body: Callable[..., Fixed]) -> Fixed:
+        """A call of the composite that ``node`` calls, on mantissas; its result has ``exponent``.
+
+        ``body`` emits its nodes, for these operands, into a lowering of its own. It is asked once for dtypes, shapes and bounds.
+        """
+        bounds = tuple((x.lo, x.hi) for x in operands)
+        made = list[Fixed]()
+
+        def emitted(g: Model, formal: list[Tensor]) -> list[Tensor]:
+            inner = Lowering(self.source, self.config, g)
+            made.append(body(inner, *(Fixed(t, Exponent(), x.lo, x.hi) for t, x in zip(formal, operands, strict=True))))
+            return [made[0].tensor]
+
+        kind, tensors = composites.kind_of(node.op), [x.tensor for x in operands]
+        (tensor,) = composites.emit(self.g, kind, tensors, emitted, bounds, name=short_name(node), **node.attrs)
+        key = tensor.inputs[0].op, bounds
+        if made:
+            self._composites[key] = made[0]
+        return replace(self._composites[key], tensor=tensor, exponent=exponent)
+
     # -- the walk -----------------------------------------------------------------------------------------------------
 
     def run(self, rules: dict[str, Rule], made_by: str) -> None:
         """Lower every node of the source in order, for the pass ``made_by``. Raises WageubnError for a node without a rule."""
         for node in self.source.graph.nodes:
-            if node.op not in rules:
+            rule = rules.get(composites.kind_of(node.op) or node.op)
+            if rule is None:
                 raise WageubnError(f"node {node.name!r}: operator {node.op} has no integer lowering")
             tag = self.source.tag(node.outputs[0])
             with self.g.beside(tag), self.g.context(made_by=f"{tag.made_by},{made_by}"):
-                results = rules[node.op](self, node)
+                results = rule(self, node)
             for output, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
                 self.values[output.name] = result

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from wageubn_onnx.autodiff.rules import conv_weight_gradient
 from wageubn_onnx.fixedpoint import Fixed, Pair, Value
-from wageubn_onnx.geometry import Place, interleave, phase_size, zeros
+from wageubn_onnx.geometry import Place, Window, interleave, phase_size, zeros
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
 from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
@@ -158,6 +159,25 @@ def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Produ
     return lower.fixed(pair, node) if combined < 2**SHIFT_LIMIT else pair
 
 
+def weight_gradient(lower: Lowering, node: gs.Node) -> Value:
+    """ConvWeightGradient: the same nodes on mantissas, their product in integers."""
+    window, groups = Window.of(node.attrs), node.attrs["group"]
+
+    def body(inner: Lowering, x: Fixed, dy: Fixed) -> Fixed:
+        bounds = list[Fixed]()
+
+        def product(columns: Tensor, errors: Tensor) -> Tensor:
+            a, b = Fixed(columns, x.exponent, min(x.lo, 0), max(x.hi, 0)), Fixed(errors, dy.exponent, dy.lo, dy.hi)
+            bounds.append(_matmul(inner, node, a, b))
+            return bounds[0].tensor
+
+        dw = conv_weight_gradient(inner.g, x.tensor, dy.tensor, window, groups, product)
+        return replace(bounds[0], tensor=dw)
+
+    x, dy = (lower.value(i) for i in node.inputs)
+    return _bilinear(lower, node, x, dy, lambda p, q: lower.composite(node, [p, q], p.exponent + q.exponent, body))
+
+
 def matmul(lower: Lowering, node: gs.Node) -> Value:
     """MatMul -> MatMulInteger."""
     a, b = (lower.value(i) for i in node.inputs)
@@ -193,4 +213,9 @@ def _matmul(lower: Lowering, node: gs.Node, a: Fixed, b: Fixed) -> Fixed:
     return Fixed(total, a.exponent + b.exponent, -bound, bound)
 
 
-RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose, "MatMul": matmul}
+RULES: dict[str, Rule] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "ConvWeightGradient": weight_gradient,
+    "MatMul": matmul,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.passbase import Pass
@@ -45,7 +46,7 @@ def _align_decay(g: Model, config: Config, decay: Tensor) -> None:
     """
     (total,) = decay.outputs
     product = source(total.inputs[0])
-    while product.op != "MatMul":
+    while product.op != "MatMul" and not kind_of(product.op):
         product = source(product.inputs[0])
     activation, error = product.inputs
     if not (is_quantized(activation) and is_dynamic(error)):

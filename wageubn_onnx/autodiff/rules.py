@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from wageubn_onnx import composites
 from wageubn_onnx.geometry import Window, scatter_taps, tap_slices
 from wageubn_onnx.graph import Model, Tensor
 
@@ -26,9 +28,11 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
     """y[n,o] = sum_i x[n,i] * w[o,i] + b[o] (ONNX Conv); with G groups, i runs over the I/G input channels of o's group."""
     x, w, *bias = operands
     window = Window.of(attrs)
-    weight_gradient = _conv_weight_gradient if attrs["group"] == 1 else _grouped_weight_gradient
     product = g.op("Conv", x, w, name="conv", role="C" if not bias else "", **attrs)
     y = _add_bias(g, product, bias, "C")
+
+    def weight_gradient(b: Model, of: list[Tensor]) -> list[Tensor]:
+        return [conv_weight_gradient(b, *of, window, attrs["group"], partial(b.op, "MatMul", name="dw_columns"))]
 
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E2")
@@ -41,43 +45,52 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
             output_padding=extra, **{k: attrs[k] for k in ("strides", "pads", "dilations")},
         )  # fmt: skip
         with g.context(path="G.W"):
-            dw = weight_gradient(g, x, w, dy, window)
+            dw = composites.emit(g, "ConvWeightGradient", [x, dy], weight_gradient, name="dw", **attrs)[0]
         return [dx, dw, *(_bias_gradient(g, dy) for _ in bias)]
 
     return y, pullback
 
 
-def _conv_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Window) -> Tensor:
-    """dw[o,i,kh,kw] = sum over windows of x at that tap times dy: one product over gathered columns."""
-    o, i, kh, kw = w.shape
-    n, _, oh, ow = dy.shape
+Matmul = Callable[[Tensor, Tensor], Tensor]
+
+
+def conv_weight_gradient(g: Model, x: Tensor, dy: Tensor, window: Window, groups: int, matmul: Matmul) -> Tensor:
+    """dw[o,i,kh,kw] = sum over windows of x at that tap times dy: one product, ``matmul``, over gathered columns.
+
+    x [N, I, H, W], dy [N, O, OH, OW]; dw [O, I/G, KH, KW]. The nodes are the same on floats and on mantissas.
+    """
+    n, channels = x.shape[:2]
+    _, o, oh, ow = dy.shape
+    kh, kw = window.kernel
+    i = channels // groups
     by_channel = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])  # [I, N, H, W]
+    if groups > 1:
+        return _grouped_weight_gradient(g, by_channel, dy, window, groups, matmul)
     taps = tap_slices(g, by_channel, window, (oh, ow))
     # [I, KH*KW*N, OH, OW]: a channel's taps side by side, as in w, so that the product needs no more than a plain transpose
     columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]
     columns = g.op("Reshape", columns, g.ints(i * kh * kw, n * oh * ow), name="columns")
     errors = g.op("Transpose", dy, name="dy_t", perm=[0, 2, 3, 1])
     errors = g.op("Reshape", errors, g.ints(n * oh * ow, o), name="dy_t")
-    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [I*KH*KW, O]
+    dw = matmul(columns, errors)  # [I*KH*KW, O]
     dw = g.op("Transpose", dw, name="dw", perm=[1, 0])
     return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")
 
 
-def _grouped_weight_gradient(g: Model, x: Tensor, w: Tensor, dy: Tensor, window: Window) -> Tensor:
+def _grouped_weight_gradient(g: Model, by_channel: Tensor, dy: Tensor, window: Window, groups: int, matmul: Matmul) -> Tensor:
     """The same with a product a group, in one batch: [G, KH*KW*I/G, N*OH*OW] by [G, N*OH*OW, O/G]."""
-    o, i, kh, kw = w.shape  # i: of one group
-    n, channels, h, width = x.shape
-    oh, ow = dy.shape[2:]
-    groups = channels // i
-    by_group = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])
-    by_group = g.op("Reshape", by_group, g.ints(groups, i * n, h, width), name="x_t")
+    channels, n, h, width = by_channel.shape
+    o, oh, ow = dy.shape[1:]
+    kh, kw = window.kernel
+    i = channels // groups
+    by_group = g.op("Reshape", by_channel, g.ints(groups, i * n, h, width), name="x_t")
     taps = tap_slices(g, by_group, window, (oh, ow))
     columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]  # [G, KH*KW*I/G*N, OH, OW]
     columns = g.op("Reshape", columns, g.ints(groups, kh * kw * i, n * oh * ow), name="columns")
     errors = g.op("Reshape", dy, g.ints(n, groups, o // groups, oh * ow), name="dy_t")
     errors = g.op("Transpose", errors, name="dy_t", perm=[1, 0, 3, 2])
     errors = g.op("Reshape", errors, g.ints(groups, n * oh * ow, o // groups), name="dy_t")
-    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [G, KH*KW*I/G, O/G]
+    dw = matmul(columns, errors)  # [G, KH*KW*I/G, O/G]
     dw = g.op("Reshape", dw, g.ints(groups, kh, kw, i, o // groups), name="dw_columns")
     dw = g.op("Transpose", dw, name="dw_t", perm=[0, 4, 3, 1, 2])
     return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")

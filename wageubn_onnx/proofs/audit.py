@@ -20,10 +20,11 @@ import onnx.inliner
 import onnx.numpy_helper
 
 from wageubn_onnx import __version__
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, load_model, node_tag
 from wageubn_onnx.proofs.derivation import EVALUATION, TRAINING, Made, differences, remade
-from wageubn_onnx.proofs.form import dtype_name, faults, invalid, metadata
+from wageubn_onnx.proofs.form import composite_faults, dtype_name, faults, invalid, metadata
 from wageubn_onnx.proofs.origin import Origin
 from wageubn_onnx.proofs.ranges import Proof, prove
 from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, PAIRED_LIMIT, SCALES
@@ -92,13 +93,17 @@ def audit(path: str | os.PathLike[str]) -> Report:
 def audit_model(model: onnx.ModelProto, origin: Origin | None = None) -> Report:
     """Audit a model in memory. ``origin``: what it must have been converted from; None: what its recipe says."""
     report = Report()
+    report.findings += [Finding("form", where, message) for where, message in composite_faults(model)]
+    if not report.ok:
+        return report
+    called, model = model, expanded(model)
     report.findings += [Finding("form", where, message) for where, message in faults(model)]
     if report.ok:
         _check_float_parameters(model, report)
     _check_written_floats(model, report)
     if any(f.kind == "form" for f in report.findings):
         return report  # nothing else could be relied on
-    _check_derivation(model, origin, report)
+    _check_derivation(called, origin, report)
     report.findings += [Finding("form", where, message) for where, message in invalid(model)]
     if any(f.kind == "form" for f in report.findings):
         return report

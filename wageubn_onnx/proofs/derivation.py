@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, PREFIX, Model, node_tag, to_proto
@@ -86,6 +87,7 @@ def differences(file: onnx.ModelProto, made: onnx.ModelProto, free: Collection[s
     """
     yield from _interfaces(file, made)
     yield from _metadata(file, made)
+    yield from _composites(file, made)
     numbers: dict[Hashable, int] = {}
     ours, theirs = (_Numbered(model, numbers, free) for model in (made, file))
     yield from _places(ours, theirs)
@@ -104,6 +106,13 @@ def _interfaces(file: onnx.ModelProto, made: onnx.ModelProto) -> Iterator[tuple[
     opsets = [sorted((o.domain, o.version) for o in m.opset_import) for m in (file, made)]
     if opsets[0] != opsets[1]:
         yield "the model", f"imports the operator sets {opsets[0]}, and the conversion {opsets[1]}"
+
+
+def _composites(file: onnx.ModelProto, made: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    bodies = {function.name: function for function in made.functions}
+    for function in file.functions:
+        if kind_of(function.name) and function != bodies.get(function.name, function):
+            yield f"function {function.name!r}", "is not the conversion's composite of that name"
 
 
 def _type(value: onnx.ValueInfoProto) -> str:

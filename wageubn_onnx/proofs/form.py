@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.composites import kind_of, name_of
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.proofs.contracts import CONTRACTS
@@ -65,8 +66,23 @@ def metadata(model: onnx.ModelProto, key: str) -> Any:
     return value
 
 
+def composite_faults(model: onnx.ModelProto) -> Iterator[Fault]:
+    """Whatever keeps composites from being taken for their bodies' nodes: a body that is not what its name is a digest of, or that
+    is not of standard operators alone."""
+    for function in model.functions:
+        if not kind_of(function.name):
+            continue
+        where = f"function {function.name!r}"
+        if name_of(function) != function.name:
+            yield where, "is not the body that its name is a digest of"
+        elif function.domain != DOMAIN or function.overload or any(node.domain for node in function.node):
+            yield where, "calls functions, and a composite consists of standard operators"
+        elif any(a.HasField("g") or a.graphs or a.ref_attr_name for node in function.node for a in node.attribute):
+            yield where, "has graphs or attributes of its call within, and a composite consists of plain nodes"
+
+
 def faults(model: onnx.ModelProto) -> Iterator[Fault]:
-    """Whatever keeps the file from being looked into; nothing of it is run or inlined."""
+    """Whatever keeps the file, whose composites are expanded, from being looked into; nothing of it is run or inlined."""
     for key in METADATA:
         try:
             metadata(model, key)

@@ -18,6 +18,7 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import ProofFailed, UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.quantizers import reference
@@ -35,6 +36,7 @@ def interpret(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Arra
     Raises ProofFailed, naming the node, where a value does not fit its tensor's dtype, a divisor is below 1 or a dividend below
     0; UnsupportedOperator for a node without a rule; WageubnError for an input that is missing or of another dtype.
     """
+    model = expanded(model)
     dtypes = {name: onnx.helper.tensor_dtype_to_np_dtype(dtype) for name, dtype in tensor_dtypes(model).items()}
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for graph_input in model.graph.input:

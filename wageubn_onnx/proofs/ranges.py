@@ -14,6 +14,7 @@ from functools import cached_property
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.manifest import STEP_INPUTS
@@ -103,6 +104,7 @@ def require(model: onnx.ModelProto, stage: str) -> None:
 
 def prove(model: onnx.ModelProto) -> Proof:
     """Bound every tensor of an integer stage. Shapes are taken as ``model`` has them: the audit has onnx infer them afresh."""
+    model = expanded(model)
     calls: dict[str, Analysis] = {}
     bounds, states, doubts = _inputs(model)
     walk = _walked(model, bounds, calls)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import onnx
 
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.inline import inline
 from wageubn_onnx.passes.targets.cpu.affine import affine_maps
 from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
@@ -108,7 +109,7 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
     without: names of passes to leave out: one, to see what it is worth, or the last ones, to see where a fault comes from.
     """
     with _no_collection():
-        step = rewritten(step, {name: one_idea for name, one_idea in passes_for(machine).items() if name not in without})
+        step = rewritten(expanded(step), {name: one_idea for name, one_idea in passes_for(machine).items() if name not in without})
         step = inline(step)
         for name, one_idea in ({TIDY: tidy} | inlined_passes_for(machine)).items():
             step = step if name in without else one_idea(step)
