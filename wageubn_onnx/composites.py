@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
+from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, OPSET, Model, Tensor, sort
 from wageubn_onnx.infer import TensorType
 from wageubn_onnx.inline import inline
@@ -41,8 +43,26 @@ def name_of(function: onnx.FunctionProto) -> str:
     return f"{kind}_{hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()[:DIGITS]}"
 
 
+@dataclass(frozen=True)
+class Composite:
+    """function: as the file has it; types: of its results; body: its nodes, for the operands ``formal``; results: of the body."""
+
+    function: onnx.FunctionProto
+    types: list[TensorType]
+    body: Model
+    formal: list[Tensor]
+    results: list[Tensor]
+
+
 def emit(
-    g: Model, kind: str, operands: Sequence[Tensor], body: Body, key: Hashable = None, name: str = "", role: str = "", **attrs: Any
+    g: Model,
+    kind: str,
+    operands: Sequence[Tensor],
+    body: Body,
+    key: Hashable = None,
+    name: str = "",
+    role: str = "",
+    **attrs: Any,
 ) -> list[Tensor]:
     """Append a call of the composite ``kind``; return its results.
 
@@ -51,14 +71,20 @@ def emit(
     types = tuple((str(operand.dtype), tuple(operand.shape)) for operand in operands)
     geometry = (kind, types, tuple(sorted((name, str(value)) for name, value in attrs.items())), key)
     if geometry not in g.composites:
-        g.composites[geometry] = _function(kind, operands, body, attrs)
-    function, results = g.composites[geometry]
-    return g.call(function, operands, results, name or kind, role, attrs)
+        g.composites[geometry] = _composite(kind, operands, body, attrs)
+    found = g.composites[geometry]
+    results = g.call(found.function, operands, found.types, name or kind, role, attrs)
+    results[0].inputs[0].composite = found
+    return results
 
 
-def _function(
-    kind: str, operands: Sequence[Tensor], body: Body, attrs: dict[str, Any]
-) -> tuple[onnx.FunctionProto, list[TensorType]]:
+def of(node: gs.Node) -> Composite | None:
+    """What ``node`` calls; None of a node that calls no composite."""
+    found: Composite | None = getattr(node, "composite", None)
+    return found
+
+
+def _composite(kind: str, operands: Sequence[Tensor], body: Body, attrs: dict[str, Any]) -> Composite:
     inner = Model.empty("body", kind)
     formal = [gs.Variable(inner.unique(f"x{i}"), o.dtype, list(o.shape)) for i, o in enumerate(operands)]
     results = body(inner, list(formal))
@@ -66,19 +92,33 @@ def _function(
     function = onnx.FunctionProto(domain=DOMAIN, input=[f.name for f in formal], output=[r.name for r in results])
     function.opset_import.add(domain="", version=OPSET)
     function.attribute.extend(sorted(attrs))
-    constants = {i.name: i for node in inner.graph.nodes for i in node.inputs if isinstance(i, gs.Constant)}
-    for name, constant in constants.items():
-        function.node.append(onnx.helper.make_node("Constant", [], [name], value=numpy_helper.from_array(constant.values, name)))
+    read = {i.name: i for node in inner.graph.nodes for i in node.inputs}
+    made = {o.name for node in inner.graph.nodes for o in node.outputs} | {f.name for f in formal}
+    for name, tensor in read.items():
+        if isinstance(tensor, gs.Constant):
+            value = numpy_helper.from_array(tensor.values, name)
+            function.node.append(onnx.helper.make_node("Constant", [], [name], value=value))
+        elif name not in made:
+            raise WageubnError(f"composite {kind} reads {name!r}, which is none of its operands; this is a fault of a pass")
     for node in inner.graph.nodes:
-        made = function.node.add(op_type=node.op, name=node.name, input=[t.name for t in node.inputs])
-        made.output.extend(t.name for t in node.outputs)
-        made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
+        copy = function.node.add(op_type=node.op, name=node.name, input=[t.name for t in node.inputs])
+        copy.output.extend(t.name for t in node.outputs)
+        copy.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in node.attrs.items())
         for tensor in node.outputs:
             element = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
             function.value_info.append(onnx.helper.make_tensor_value_info(tensor.name, element, list(tensor.shape)))
     function.name = f"{kind}_"
     function.name = name_of(function)
-    return function, [TensorType(tensor.dtype, list(tensor.shape)) for tensor in results]
+    return Composite(function, [TensorType(r.dtype, list(r.shape)) for r in results], inner, formal, results)
+
+
+def name_of(function: onnx.FunctionProto) -> str:
+    """The name that a composite with this body must have; of its own name only the kind counts."""
+    kind, _, _ = function.name.rpartition("_")
+    body = onnx.FunctionProto()
+    body.CopyFrom(function)
+    body.name = kind
+    return f"{kind}_{hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()[:DIGITS]}"
 
 
 def expanded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from wageubn_onnx.graph import Model, Tensor
 
@@ -155,6 +157,51 @@ class Pixels:
 
 
 Value = Fixed | Pair | Ratio | Offset | Root | Step | Constant | Raw | Pixels
+
+
+def _parts(value: Value) -> list[Value]:
+    """What a value is made of; nothing of one that holds tensors itself."""
+    return [part for f in fields(value) if isinstance(part := getattr(value, f.name), (Fixed, Ratio, Offset, Constant))]
+
+
+def tensors_of(value: Value) -> list[Tensor]:
+    """The tensors of mantissas, or of what is on no grid, that hold ``value``."""
+    if isinstance(value, (Fixed, Raw, Pixels)):
+        return [value.tensor]
+    return [tensor for part in _parts(value) for tensor in tensors_of(part)]
+
+
+def terms_of(value: Value) -> list[Tensor]:
+    """The tensors that its exponents are made of."""
+    own = [*value.exponent.terms, *value.exponent.minus] if isinstance(value, (Fixed, Step)) else []
+    return own + [tensor for part in _parts(value) for tensor in terms_of(part)]
+
+
+def renamed(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """``value`` with these tensors in the place of those of these names."""
+    if isinstance(value, gs.Tensor):
+        return tensors.get(value.name, value)
+    if isinstance(value, tuple):
+        return tuple(renamed(part, tensors) for part in value)
+    if isinstance(value, (Fixed, Pair, Ratio, Offset, Root, Step, Raw, Pixels, Exponent)):
+        return replace(value, **{f.name: renamed(getattr(value, f.name), tensors) for f in fields(value)})
+    return value
+
+
+def signature(value: Any, places: Mapping[str, str]) -> Hashable:
+    """What tells values apart, by the ``places`` of their tensors and not by their names; of constants their contents."""
+    if isinstance(value, gs.Constant):
+        return value.values.dtype.str, value.values.shape, value.values.tobytes()
+    if isinstance(value, gs.Tensor):
+        return places[value.name]
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple):
+        return tuple(signature(part, places) for part in value)
+    if is_dataclass(value):
+        return type(value).__name__, *(signature(getattr(value, f.name), places) for f in fields(value))
+    hash(value)
+    return value  # type: ignore[no-any-return]
 
 
 def mantissas(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:

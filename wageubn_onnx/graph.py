@@ -99,7 +99,7 @@ class Model:
     named: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # parameter key -> its gradient
     notes: dict[str, Any] = field(default_factory=dict)
-    composites: dict[Any, tuple[onnx.FunctionProto, list[TensorType]]] = field(default_factory=dict)  # by geometry
+    composites: dict[Any, Any] = field(default_factory=dict)  # `composites.Composite`, by geometry
     _names: set[str] = field(default_factory=set)
     _shared: dict[str, Tensor] = field(default_factory=dict)  # small constants by name
     _by_role: dict[tuple[str, str | None], list[Tensor]] | None = None  # role and layer (None: all); None: nodes were moved

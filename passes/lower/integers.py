@@ -268,6 +268,11 @@ def identity(lower: Lowering, node: gs.Node) -> Value:
     return lower.value(node.inputs[0])
 
 
+def composite(lower: Lowering, node: gs.Node) -> list[Value]:
+    """A composite stays one, with the same body on mantissas."""
+    return lower.composite(node, _operands(lower, node))
+
+
 RULES: dict[str, Rule] = {
     "Add": add,
     "Sub": subtract,
@@ -291,6 +296,7 @@ RULES: dict[str, Rule] = {
     "ArgMax": arg_max,
     "Cast": cast,
     "Identity": identity,
+    **dict.fromkeys(["AveragePoolGradient", "MaxPoolGradient"], composite),
     **products.RULES,
     **quantizers.RULES,
 }
@@ -305,7 +311,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
     """
     sort(quantized.graph)
     quantized.reordered()
-    lower = Lowering(quantized, config, Model.empty(quantized.stage, quantized.graph.name))
+    lower = Lowering(quantized, Model.empty(quantized.stage, quantized.graph.name), config, RULES)
     g = lower.g
     with g.context(made_by=PASS.name):
         for name in ("images", "labels", "lr", "gradient_range", "seed"):
@@ -323,7 +329,7 @@ def lower_to_integers(quantized: Model, config: Config) -> Model:
             with g.beside(quantized.tags[state.key]):
                 mine = g.state(state.key, state.kind, state.layer, initial, frozen=state.frozen, **state.info | {"least": lo})
             lower.values[state.key] = Raw(mine.tensor) if plain else Fixed(mine.tensor, Exponent(exponent), lo, hi)
-        lower.run(RULES, PASS.name)
+        lower.walk(PASS.name)
         for key, state in quantized.states.items():
             if state.after is not None:
                 after = lower.value(state.after)

@@ -11,8 +11,7 @@ what its kernel computes exactly:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,28 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx import composites
+from wageubn_onnx.composites import Composite, kind_of
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
-from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Pair, Raw, Value, mantissas
+from wageubn_onnx.fixedpoint import (
+    Constant,
+    Exponent,
+    Fixed,
+    Pair,
+    Raw,
+    Value,
+    mantissas,
+    renamed,
+    signature,
+    tensors_of,
+    terms_of,
+)
 from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.quantizers import integer
 
 INT32_LIMIT, INT64_LIMIT = 2**31, 2**53
 Rule = Callable[["Lowering", gs.Node], "Value | list[Value]"]
+IntegerBody = Callable[["Lowering", Sequence[Value]], list[Value]]
 
 
 def short_name(node: gs.Node) -> str:
@@ -36,14 +49,15 @@ def short_name(node: gs.Node) -> str:
 
 
 class Lowering:
-    """One lowering in progress: ``source`` is read, ``g`` is written, ``values`` maps source tensors to what they became."""
+    """One lowering in progress: ``source`` is read, ``g`` is written, by ``rules``; ``values`` maps source tensors to what
+    they became."""
 
-    def __init__(self, source: Model, config: Config, g: Model) -> None:
-        self.source, self.config, self.g = source, config, g
+    def __init__(self, source: Model, g: Model, config: Config, rules: Mapping[str, Rule]) -> None:
+        self.source, self.g, self.config, self.rules = source, g, config, rules
         self.g.functions |= integer.LIBRARY
         self.values: dict[str, Value] = {}
         self._unsigned: dict[str, tuple[Tensor, Tensor]] = {}
-        self._composites: dict[tuple[str, Any], Fixed] = {}  # what each returns, by its name and its operands' bounds
+        self._composites: dict[Any, Any] = {}  # what each returns, by its name and its operands' signatures
 
     # -- operands -----------------------------------------------------------------------------------------------------
 
@@ -177,32 +191,55 @@ class Lowering:
             return Raw(emit(value.tensor))
         return moved(self.fixed(value, node))
 
-    def composite(self, node: gs.Node, operands: Sequence[Fixed], exponent: Exponent, body: Callable[..., Fixed]) -> Fixed:
-        """A call of the composite that ``node`` calls, on mantissas; its result has ``exponent``.
+    # -- composites ---------------------------------------------------------------------------------------------------
 
-        ``body`` emits its nodes, for these operands, into a lowering of its own. It is asked once for dtypes, shapes and bounds.
+    def composite(self, node: gs.Node, values: Sequence[Value]) -> list[Value]:
+        """A call of the composite that ``node`` calls, on ``values``: what its body's nodes become, each by its rule."""
+        found: Composite = node.composite
+
+        def body(inner: Lowering, operands: Sequence[Value]) -> list[Value]:
+            inner.source = found.body
+            inner.values = {tensor.name: value for tensor, value in zip(found.formal, operands, strict=True)}
+            inner.walk()
+            return [inner.value(result) for result in found.results]
+
+        return self.outlined(node, kind_of(node.op), values, body)
+
+    def outlined(self, node: gs.Node, kind: str, values: Sequence[Value], body: IntegerBody) -> list[Value]:
+        """A call of the composite ``kind`` with the attributes of ``node``: the values that ``body`` computes of ``values``.
+
+        ``body`` emits its nodes into a lowering of its own. It is asked once for dtypes, shapes, bounds and exponents.
         """
-        bounds = tuple((x.lo, x.hi) for x in operands)
-        made = list[Fixed]()
+        operands = {t.name: t for value in values for t in tensors_of(value) if not isinstance(t, gs.Constant)}
+        terms = {t.name: t for value in values for t in terms_of(value)}
+        places = {name: f"t{i}" for i, name in enumerate(operands)} | {name: f"e{i}" for i, name in enumerate(terms)}
+        key = tuple(signature(value, places) for value in values)
+        made = list[tuple[Sequence[Value], list[Tensor], list[Tensor]]]()
 
         def emitted(g: Model, formal: list[Tensor]) -> list[Tensor]:
-            inner = Lowering(self.source, self.config, g)
-            made.append(body(inner, *(Fixed(t, Exponent(), x.lo, x.hi) for t, x in zip(formal, operands, strict=True))))
-            return [made[0].tensor]
+            given = dict(zip(operands, formal, strict=True))
+            results = body(Lowering(self.source, g, self.config, self.rules), [renamed(value, given) for value in values])
+            inner = {t.name: t for value in results for t in tensors_of(value) if not isinstance(t, gs.Constant)}
+            outputs = [t for name, t in inner.items() if all(t is not f for f in formal)]
+            made.append((results, formal, outputs))
+            return outputs
 
-        kind, tensors = composites.kind_of(node.op), [x.tensor for x in operands]
-        (tensor,) = composites.emit(self.g, kind, tensors, emitted, bounds, name=short_name(node), **node.attrs)
-        key = tensor.inputs[0].op, bounds
+        outputs = composites.emit(self.g, kind, list(operands.values()), emitted, key, name=short_name(node), **node.attrs)
+        op = outputs[0].inputs[0].op
         if made:
-            self._composites[key] = made[0]
-        return replace(self._composites[key], tensor=tensor, exponent=exponent)
+            self._composites[op, key] = *made[0], list(terms)
+        results, formal, inner, before = self._composites[op, key]
+        given = dict(zip((t.name for t in formal), operands.values(), strict=True))
+        given |= dict(zip((t.name for t in inner), outputs, strict=True))
+        given |= dict(zip(before, terms.values(), strict=True))
+        return [renamed(value, given) for value in results]
 
     # -- the walk -----------------------------------------------------------------------------------------------------
 
-    def run(self, rules: dict[str, Rule], made_by: str) -> None:
+    def walk(self, made_by: str = "") -> None:
         """Lower every node of the source in order, for the pass ``made_by``. Raises WageubnError for a node without a rule."""
         for node in self.source.graph.nodes:
-            rule = rules.get(composites.kind_of(node.op) or node.op)
+            rule = self.rules.get(kind_of(node.op) or node.op)
             if rule is None:
                 raise WageubnError(f"node {node.name!r}: operator {node.op} has no integer lowering")
             tag = self.source.tag(node.outputs[0])

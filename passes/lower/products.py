@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from wageubn_onnx.autodiff.rules import conv_weight_gradient
-from wageubn_onnx.fixedpoint import Fixed, Pair, Value
-from wageubn_onnx.geometry import Place, Window, interleave, phase_size, zeros
+from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
+from wageubn_onnx.geometry import Place, interleave, phase_size, zeros
 from wageubn_onnx.graph import Tensor
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule
 from wageubn_onnx.quantizers.integer import SHIFT_LIMIT
@@ -74,28 +73,34 @@ class Taps:
 
 
 def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
-    """The data gradient, phase by phase: with stride 2, four convolutions by parts of the turned kernel."""
-    error, weight = lower.value(node.inputs[0]), lower.fixed(lower.value(node.inputs[1]), node)
-    g, size = lower.g, node.outputs[0].shape[2:]
-    strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
-    turned = _turned(lower, weight, node.attrs["group"])
-    by_row, by_column = (Taps.by_phase(weight.tensor.shape[2 + a], strides[a], dilations[a], pads[a]) for a in range(2))
-    canvas = phase_size(size, strides)
+    """ConvTranspose -> ConvDataGradient, phase by phase: with stride 2, four convolutions by parts of the turned kernel."""
+    error, weight = (lower.value(i) for i in node.inputs)
 
     def product(e: Fixed, w: Fixed) -> Fixed:
-        parts: dict[tuple[int, int], Fixed] = {}
-        for key in itertools.product(by_row, by_column):
-            part = _phase(lower, node, e, w, (by_row[key[0]], by_column[key[1]]), canvas)
-            if part is not None:
-                parts[key] = part
-        if parts:
-            image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
-        else:  # no window sees anything of the image
-            image = zeros(g, node.outputs[0].shape, np.int32)
-        bound = max((part.bound for part in parts.values()), default=1)
-        return Fixed(image, e.exponent + w.exponent, -bound, bound)
+        operands = [replace(v, exponent=Exponent()) for v in (e, w)]
+        (dx,) = lower.outlined(node, "ConvDataGradient", operands, lambda inner, of: [_data_gradient(inner, node, *of)])
+        return replace(dx, exponent=e.exponent + w.exponent)
 
-    return _bilinear(lower, node, error, turned, product)
+    return _bilinear(lower, node, error, weight, product)
+
+
+def _data_gradient(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed) -> Fixed:
+    """Errors e [N, O, OH, OW] by the kernel w [O, I/G, KH, KW]."""
+    g, size = lower.g, node.outputs[0].shape[2:]
+    strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
+    by_row, by_column = (Taps.by_phase(w.tensor.shape[2 + a], strides[a], dilations[a], pads[a]) for a in range(2))
+    turned, canvas = _turned(lower, w, node.attrs["group"]), phase_size(size, strides)
+    parts: dict[tuple[int, int], Fixed] = {}
+    for key in itertools.product(by_row, by_column):
+        part = _phase(lower, node, e, turned, (by_row[key[0]], by_column[key[1]]), canvas)
+        if part is not None:
+            parts[key] = part
+    if parts:
+        image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
+    else:  # no window sees anything of the image
+        image = zeros(g, node.outputs[0].shape, np.int32)
+    bound = max((part.bound for part in parts.values()), default=1)
+    return Fixed(image, e.exponent + w.exponent, -bound, bound)
 
 
 def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed | None:
@@ -160,22 +165,13 @@ def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Produ
 
 
 def weight_gradient(lower: Lowering, node: gs.Node) -> Value:
-    """ConvWeightGradient: the same nodes on mantissas, their product in integers."""
-    window, groups = Window.of(node.attrs), node.attrs["group"]
+    """ConvWeightGradient: one for each part of an error; its exponents do not count within."""
 
-    def body(inner: Lowering, x: Fixed, dy: Fixed) -> Fixed:
-        bounds = list[Fixed]()
+    def product(x: Fixed, dy: Fixed) -> Fixed:
+        (dw,) = lower.composite(node, [replace(v, exponent=Exponent()) for v in (x, dy)])
+        return replace(dw, exponent=x.exponent + dy.exponent)
 
-        def product(columns: Tensor, errors: Tensor) -> Tensor:
-            a, b = Fixed(columns, x.exponent, min(x.lo, 0), max(x.hi, 0)), Fixed(errors, dy.exponent, dy.lo, dy.hi)
-            bounds.append(_matmul(inner, node, a, b))
-            return bounds[0].tensor
-
-        dw = conv_weight_gradient(inner.g, x.tensor, dy.tensor, window, groups, product)
-        return replace(bounds[0], tensor=dw)
-
-    x, dy = (lower.value(i) for i in node.inputs)
-    return _bilinear(lower, node, x, dy, lambda p, q: lower.composite(node, [p, q], p.exponent + q.exponent, body))
+    return _bilinear(lower, node, *(lower.value(i) for i in node.inputs), product)
 
 
 def matmul(lower: Lowering, node: gs.Node) -> Value:

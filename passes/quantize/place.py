@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from wageubn_onnx import composites
+from wageubn_onnx.composites import Composite
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, Model, State, Tensor
@@ -74,16 +76,39 @@ def expect_also(g: Model, tensor: Tensor, role: str) -> None:
 
 def quantizer_of(tensor: Tensor) -> gs.Node:
     """The quantize node on whose grid ``tensor`` lies; raises WageubnError where there is none."""
-    node = source(tensor) if tensor.inputs else None
-    while node is not None and node.domain != DOMAIN:
-        if node.op not in ON_THE_SAME_GRID:
-            node = None
-            break
-        operand = node.inputs[1 if node.op == "Where" else 0]
-        node = source(operand) if operand.inputs else None
+    node = _quantizer_behind(tensor)
     if node is None:
         raise WageubnError(f"tensor {tensor.name!r} reaches a product or a BN without a quantizer; this is a fault of a pass")
     return node
+
+
+def _quantizer_behind(tensor: Tensor) -> gs.Node | None:
+    """The quantizer on whose grid ``tensor`` lies, if there is one: seen through nodes, and bodies of composites, that keep it."""
+    while tensor.inputs:
+        node = source(tensor)
+        called = composites.of(node)
+        if called is not None:
+            operand = _operand_behind(called, called.results[node.outputs.index(tensor)])
+            if operand is None:
+                return None
+            tensor = node.inputs[operand]
+        elif node.domain == DOMAIN:
+            return node
+        elif node.op in ON_THE_SAME_GRID:
+            tensor = node.inputs[1 if node.op == "Where" else 0]
+        else:
+            return None
+    return None
+
+
+def _operand_behind(called: Composite, tensor: Tensor) -> int | None:
+    """The operand of a composite on whose grid ``tensor``, of its body, lies."""
+    while tensor.inputs:
+        node = source(tensor)
+        if node.op not in ON_THE_SAME_GRID:
+            return None
+        tensor = node.inputs[1 if node.op == "Where" else 0]
+    return next((i for i, formal in enumerate(called.formal) if formal is tensor), None)
 
 
 def is_quantized(tensor: Tensor) -> bool:

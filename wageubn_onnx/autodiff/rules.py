@@ -261,19 +261,28 @@ def max_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[T
 
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E1")
-        size, out = x.shape[2:], y.shape[2:]
-        parts: list[Tensor] = []
-        taken: Tensor | None = None
-        for tap, seen in zip(window.taps, tap_slices(g, x, window, out), strict=True):
-            hit = g.op("Equal", seen, y, name="hit")
-            if window.padded:
-                hit = g.op("And", hit, g.constant(window.inside(tap, size, out), np.bool_, name="inside"), name="hit")
-            first = hit if taken is None else g.op("And", hit, g.op("Not", taken, name="free"), name="first")
-            taken = hit if taken is None else g.op("Or", taken, hit, name="taken")
-            parts.append(g.op("Where", first, dy, g.scalar(0.0), name="part", role="E.mask"))
-        return [scatter_taps(g, parts, window, size)]
+
+        def body(b: Model, of: list[Tensor]) -> list[Tensor]:
+            return [_max_pool_gradient(b, *of, window)]
+
+        return composites.emit(g, "MaxPoolGradient", [x, y, dy], body, name="dx", **attrs)
 
     return y, pullback
+
+
+def _max_pool_gradient(g: Model, x: Tensor, y: Tensor, dy: Tensor, window: Window) -> Tensor:
+    """x [N, C, H, W], its maxima y and their errors dy [N, C, OH, OW]; the error of x."""
+    size, out = x.shape[2:], y.shape[2:]
+    parts: list[Tensor] = []
+    taken: Tensor | None = None
+    for tap, seen in zip(window.taps, tap_slices(g, x, window, out), strict=True):
+        hit = g.op("Equal", seen, y, name="hit")
+        if window.padded:
+            hit = g.op("And", hit, g.constant(window.inside(tap, size, out), np.bool_, name="inside"), name="hit")
+        first = hit if taken is None else g.op("And", hit, g.op("Not", taken, name="free"), name="first")
+        taken = hit if taken is None else g.op("Or", taken, hit, name="taken")
+        parts.append(g.op("Where", first, dy, g.scalar(0.0), name="part"))
+    return scatter_taps(g, parts, window, size)
 
 
 def average_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tensor, Pullback]:
@@ -285,7 +294,11 @@ def average_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tup
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E1")
         share = g.op("Mul", dy, g.constant(1.0 / average_counts(x, y, attrs), name="reciprocal"), name="share")
-        return [scatter_taps(g, [share] * len(window.taps), window, x.shape[2:])]
+
+        def body(b: Model, of: list[Tensor]) -> list[Tensor]:
+            return [scatter_taps(b, of * len(window.taps), window, x.shape[2:])]
+
+        return composites.emit(g, "AveragePoolGradient", [share], body, tuple(x.shape), name="dx", **attrs)
 
     return y, pullback
 

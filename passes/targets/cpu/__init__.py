@@ -48,6 +48,12 @@ ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 Needs = tuple[Kernel, ...]
 
 
+def bodies_for(machine: Machine) -> dict[str, Rewrite]:
+    """Those that give composites other bodies than their own."""
+    passes: dict[str, tuple[Needs, Rewrite]] = {}
+    return {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
+
+
 def passes_for(machine: Machine) -> dict[str, Rewrite]:
     """The passes for ``machine``, in their order: those whose kernels are exact there."""
     by_steps = machine.is_exact(*LAST, Kernel.QLINEAR_MUL)
@@ -100,7 +106,7 @@ def whole_forms_for(machine: Machine) -> dict[str, ModelPass]:
 
 def pass_names(machine: Machine) -> tuple[str, ...]:
     """Of all that `for_cpu` does once the step is there, in its order."""
-    return (*passes_for(machine), TIDY, *inlined_passes_for(machine))
+    return (*bodies_for(machine), *passes_for(machine), TIDY, *inlined_passes_for(machine))
 
 
 def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = ()) -> onnx.ModelProto:
@@ -109,7 +115,8 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
     without: names of passes to leave out: one, to see what it is worth, or the last ones, to see where a fault comes from.
     """
     with _no_collection():
-        step = rewritten(expanded(step), {name: one_idea for name, one_idea in passes_for(machine).items() if name not in without})
+        for passes in (bodies_for(machine), passes_for(machine)):
+            step = expanded(rewritten(step, {name: one_idea for name, one_idea in passes.items() if name not in without}))
         step = inline(step)
         for name, one_idea in ({TIDY: tidy} | inlined_passes_for(machine)).items():
             step = step if name in without else one_idea(step)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.passes.targets.nodes import without_nodes
 from wageubn_onnx.passes.targets.tidy import needed
@@ -99,6 +100,10 @@ class Edit:
         """The node that makes tensor ``name``, if it is of one of ``kinds``, or of any where none is given."""
         node = self.makers.get(name)
         return node if node is not None and (not kinds or node.op_type in kinds) else None
+
+    def calls(self, kind: str) -> list[onnx.NodeProto]:
+        """The calls of a composite, such as ``ConvWeightGradient``, in the order of the graph."""
+        return [node for node in self.nodes if kind_of(node.op_type) == kind]
 
     def constant(self, name: str) -> Array | None:
         """The value of an initializer."""

@@ -46,12 +46,12 @@ class Lowered:
         with self.source.context(layer="layer"):
             result = build(self.source, **inputs)
         self.tensors: list[Tensor] = list(result) if isinstance(result, (tuple, list)) else [result]
-        self.lowering = Lowering(self.source, "int_training", config or Config())
+        self.lowering = Lowering(self.source, Model.empty("int_training", "n"), config or Config(), RULES)
         g = self.lowering.g
         for name, f in formats.items():
             tensor = g.input(name, dtype_for(f.lo, f.hi), f.shape)
             self.lowering.values[name] = Fixed(tensor, Exponent(f.exponent), f.lo, f.hi)
-        self.lowering.run(RULES, "lower-to-integers")
+        self.lowering.walk("lower-to-integers")
 
     def fixed(self, index: int = 0) -> Fixed:
         """The mantissas and bounds of a result; a pair's parts combined."""

@@ -171,13 +171,13 @@ def test_an_image_scale_beyond_28_bits() -> None:
     with source.context(layer="layer"):
         floating.direct(source, images, "I", Bits(8), -5)
     for std, allowed in ((1.0, True), (1e-4, False)):
-        lower = Lowering(source, "int_training", Config(std=(std,)))
+        lower = Lowering(source, Model.empty("int_training", "n"), Config(std=(std,)), RULES)
         lower.values["images"] = Pixels(lower.g.input("images", np.uint8, [1, 3, 2, 2]))
         if allowed:
-            lower.run(RULES, "lower-to-integers")
+            lower.walk("lower-to-integers")
         else:
             with pytest.raises(ProofFailed, match="layer/Q_I"):
-                lower.run(RULES, "lower-to-integers")
+                lower.walk("lower-to-integers")
 
 
 # -- refusals of what has no exact form -------------------------------------------------------------------------------------
