@@ -34,15 +34,6 @@ def kind_of(op_type: str) -> str:
     return kind if len(digits) == DIGITS else ""
 
 
-def name_of(function: onnx.FunctionProto) -> str:
-    """The name that a composite with this body must have; of its own name only the kind counts."""
-    kind, _, _ = function.name.rpartition("_")
-    body = onnx.FunctionProto()
-    body.CopyFrom(function)
-    body.name = kind
-    return f"{kind}_{hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()[:DIGITS]}"
-
-
 @dataclass(frozen=True)
 class Composite:
     """function: as the file has it; types: of its results; body: its nodes, for the operands ``formal``; results: of the body."""
@@ -126,8 +117,9 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     quantizers and all other functions stay."""
     flat = inline(model, lambda function: bool(kind_of(function.name)))
     nodes, stored, renamed = list[onnx.NodeProto](), dict[bytes, str](), dict[str, str]()
+    outside = {name for node in model.graph.node for name in node.output}
     for node in flat.graph.node:
-        if node.op_type == "Constant" and not node.domain:
+        if node.op_type == "Constant" and node.output[0] not in outside:
             tensor = node.attribute[0].t
             tensor.name = ""
             content, name = tensor.SerializeToString(deterministic=True), node.output[0]

@@ -18,13 +18,12 @@ Key = tuple[str, str, str]  # domain, name and overload of a function
 
 
 def inline(model: onnx.ModelProto, which: Callable[[onnx.FunctionProto], bool] = lambda function: True) -> onnx.ModelProto:
-    """A copy of ``model`` without functions, or without those of which ``which`` holds: a body's node becomes CALL/NODE, its inner
-    tensors CALL/TENSOR.
+    """A copy of ``model`` without functions: a body's node becomes CALL/NODE, its inner tensors CALL/TENSOR.
 
-    NODE is the node's name, or its first output where it has none, and CALL likewise. A body node gets the metadata of its call,
-    and keeps what that has no key for. Tensors within bodies have the types that their function states, if any; onnx's shape
-    inference finds the others. Raises WageubnError for a function that calls itself, or that wants another version of an operator
-    set than the model.
+    which: the functions to inline; the others, and their calls, stay. NODE is the node's name, or its first output where it has
+    none, and CALL likewise. A body node gets the metadata of its call, and keeps what that has no key for. Tensors within bodies
+    have the types that their function states, if any; onnx's shape inference finds the others. Raises WageubnError for a function
+    that calls itself, or that wants another version of an operator set than the model.
     """
     inlined = onnx.ModelProto()
     inlined.CopyFrom(model)

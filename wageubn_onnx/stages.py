@@ -65,22 +65,23 @@ INTEGER_OPS = COMMON_OPS | {"BitwiseXor", "ConvInteger", "Gather", "GreaterOrEqu
 
 @dataclass(frozen=True)
 class Contract:
-    """Legal standard operators outside functions, legal dtypes of every tensor, and whether quantize functions may be called."""
+    """Legal standard operators outside functions, legal dtypes of every tensor, and which functions may be called."""
 
     ops: frozenset[str]
     dtypes: frozenset[int]
-    functions: bool
+    composites: bool
+    quantizers: bool
 
 
 FLOAT_TYPES = frozenset({T.FLOAT, T.INT64, T.INT32, T.BOOL})
 
 CONTRACTS: dict[str, Contract] = {
-    "forward": Contract(FORWARD_OPS, frozenset({T.FLOAT, T.INT64}), functions=False),
-    "fp_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=False),
-    "quant_training": Contract(TRAINING_OPS, FLOAT_TYPES, functions=True),
-    "int_training": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, functions=True),
-    "quant_eval": Contract(TRAINING_OPS, FLOAT_TYPES, functions=True),
-    "int_eval": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, functions=True),
+    "forward": Contract(FORWARD_OPS, frozenset({T.FLOAT, T.INT64}), composites=False, quantizers=False),
+    "fp_training": Contract(TRAINING_OPS, FLOAT_TYPES, composites=True, quantizers=False),
+    "quant_training": Contract(TRAINING_OPS, FLOAT_TYPES, composites=True, quantizers=True),
+    "int_training": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, composites=True, quantizers=True),
+    "quant_eval": Contract(TRAINING_OPS, FLOAT_TYPES, composites=True, quantizers=True),
+    "int_eval": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, composites=True, quantizers=True),
 }
 
 
@@ -88,8 +89,10 @@ def check_stage(model: onnx.ModelProto, stage: str) -> None:
     """Raise WageubnError, naming node or tensor, where ``model`` is not a legal ``stage`` or not valid ONNX."""
     contract = CONTRACTS[stage]
     for node in model.graph.node:
-        if node.domain == DOMAIN and not (contract.functions or kind_of(node.op_type)):
-            raise WageubnError(f"{stage}: node {node.name!r} calls {node.op_type}, and no quantizer belongs in this stage")
+        is_composite = bool(kind_of(node.op_type))
+        if node.domain == DOMAIN and not (contract.composites if is_composite else contract.quantizers):
+            what = "composite" if is_composite else "quantizer"
+            raise WageubnError(f"{stage}: node {node.name!r} calls {node.op_type}, and no {what} belongs in this stage")
         if node.domain != DOMAIN and node.op_type not in contract.ops:
             raise WageubnError(f"{stage}: node {node.name!r}: operator {node.op_type} is not legal in this stage")
     try:

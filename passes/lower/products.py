@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,10 +76,13 @@ def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
     """ConvTranspose -> ConvDataGradient, phase by phase: with stride 2, four convolutions by parts of the turned kernel."""
     error, weight = (lower.value(i) for i in node.inputs)
 
+    def body(inner: Lowering, operands: Sequence[Value]) -> list[Value]:
+        e, w = (inner.fixed(operand, node) for operand in operands)
+        return [_data_gradient(inner, node, e, w)]
+
     def product(e: Fixed, w: Fixed) -> Fixed:
-        operands = [replace(v, exponent=Exponent()) for v in (e, w)]
-        (dx,) = lower.outlined(node, "ConvDataGradient", operands, lambda inner, of: [_data_gradient(inner, node, *of)])
-        return replace(dx, exponent=e.exponent + w.exponent)
+        (dx,) = lower.outlined(node, "ConvDataGradient", _mantissas(e, w), body)
+        return replace(lower.fixed(dx, node), exponent=e.exponent + w.exponent)
 
     return _bilinear(lower, node, error, weight, product)
 
@@ -168,10 +171,16 @@ def weight_gradient(lower: Lowering, node: gs.Node) -> Value:
     """ConvWeightGradient: one for each part of an error; its exponents do not count within."""
 
     def product(x: Fixed, dy: Fixed) -> Fixed:
-        (dw,) = lower.composite(node, [replace(v, exponent=Exponent()) for v in (x, dy)])
-        return replace(dw, exponent=x.exponent + dy.exponent)
+        (dw,) = lower.composite(node, _mantissas(x, dy))
+        return replace(lower.fixed(dw, node), exponent=x.exponent + dy.exponent)
 
-    return _bilinear(lower, node, *(lower.value(i) for i in node.inputs), product)
+    images, errors = (lower.value(i) for i in node.inputs)
+    return _bilinear(lower, node, images, errors, product)
+
+
+def _mantissas(*values: Fixed) -> list[Fixed]:
+    """The same mantissas in units of 1, so that a product has one body whatever the exponents of its operands."""
+    return [replace(value, exponent=Exponent()) for value in values]
 
 
 def matmul(lower: Lowering, node: gs.Node) -> Value:

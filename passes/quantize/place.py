@@ -83,7 +83,7 @@ def quantizer_of(tensor: Tensor) -> gs.Node:
 
 
 def _quantizer_behind(tensor: Tensor) -> gs.Node | None:
-    """The quantizer on whose grid ``tensor`` lies, if there is one: seen through nodes, and bodies of composites, that keep it."""
+    """The quantizer on whose grid ``tensor`` lies, if there is one; also behind nodes, and bodies of composites, that keep it."""
     while tensor.inputs:
         node = source(tensor)
         called = composites.of(node)

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from networks import BATCH, MEAN, STD
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.cli import cli
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
@@ -373,11 +374,14 @@ def test_the_command_prints_what_it_found(step: Model, tmp_path: Path) -> None:
 
 def test_a_product_that_is_inexact_without_vnni_is_found(step: Model) -> None:
     """A uint8 activation that could pass 129 beside an int8 operand."""
-    product = next(n for n in step.graph.node if n.op_type == "MatMulInteger" and n.input[3].startswith("scalar/int8"))
-    makers = {name: node for node in step.graph.node for name in node.output}
+    flat = expanded(step)
+    int8 = {t.name for t in flat.graph.initializer if t.data_type == T.INT8}
+    product = next(n for n in flat.graph.node if n.op_type == "MatMulInteger" and n.input[3] in int8)
+    makers = {name: node for node in flat.graph.node for name in node.output}
     node = makers[product.input[0]]
     while node.domain != "wageubn":
         node = makers[node.input[0]]
+    node = next(n for n in step.graph.node if n.name == node.name)
     assert audit_model(step).ok
     next(a for a in node.attribute if a.name == "hi").f = 255.0
     assert found(audit_model(step), "kernel", product.name, "without VNNI")

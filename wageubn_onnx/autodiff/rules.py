@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
     y = _add_bias(g, product, bias, "C")
 
     def weight_gradient(b: Model, of: list[Tensor]) -> list[Tensor]:
-        return [conv_weight_gradient(b, *of, window, attrs["group"], partial(b.op, "MatMul", name="dw_columns"))]
+        image, errors = of
+        return [_conv_weight_gradient(b, image, errors, window, attrs["group"])]
 
     def pullback(error: Tensor) -> list[Tensor | None]:
         dy = g.slot(error, "E2")
@@ -51,13 +51,10 @@ def conv(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
     return y, pullback
 
 
-Matmul = Callable[[Tensor, Tensor], Tensor]
+def _conv_weight_gradient(g: Model, x: Tensor, dy: Tensor, window: Window, groups: int) -> Tensor:
+    """dw[o,i,kh,kw] = sum over windows of x at that tap times dy: one product over gathered columns.
 
-
-def conv_weight_gradient(g: Model, x: Tensor, dy: Tensor, window: Window, groups: int, matmul: Matmul) -> Tensor:
-    """dw[o,i,kh,kw] = sum over windows of x at that tap times dy: one product, ``matmul``, over gathered columns.
-
-    x [N, I, H, W], dy [N, O, OH, OW]; dw [O, I/G, KH, KW]. The nodes are the same on floats and on mantissas.
+    x [N, I, H, W], dy [N, O, OH, OW]; dw [O, I/G, KH, KW].
     """
     n, channels = x.shape[:2]
     _, o, oh, ow = dy.shape
@@ -65,19 +62,19 @@ def conv_weight_gradient(g: Model, x: Tensor, dy: Tensor, window: Window, groups
     i = channels // groups
     by_channel = g.op("Transpose", x, name="x_t", perm=[1, 0, 2, 3])  # [I, N, H, W]
     if groups > 1:
-        return _grouped_weight_gradient(g, by_channel, dy, window, groups, matmul)
+        return _grouped_weight_gradient(g, by_channel, dy, window, groups)
     taps = tap_slices(g, by_channel, window, (oh, ow))
     # [I, KH*KW*N, OH, OW]: a channel's taps side by side, as in w, so that the product needs no more than a plain transpose
     columns = g.op("Concat", *taps, name="columns", axis=1) if len(taps) > 1 else taps[0]
     columns = g.op("Reshape", columns, g.ints(i * kh * kw, n * oh * ow), name="columns")
     errors = g.op("Transpose", dy, name="dy_t", perm=[0, 2, 3, 1])
     errors = g.op("Reshape", errors, g.ints(n * oh * ow, o), name="dy_t")
-    dw = matmul(columns, errors)  # [I*KH*KW, O]
+    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [I*KH*KW, O]
     dw = g.op("Transpose", dw, name="dw", perm=[1, 0])
     return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")
 
 
-def _grouped_weight_gradient(g: Model, by_channel: Tensor, dy: Tensor, window: Window, groups: int, matmul: Matmul) -> Tensor:
+def _grouped_weight_gradient(g: Model, by_channel: Tensor, dy: Tensor, window: Window, groups: int) -> Tensor:
     """The same with a product a group, in one batch: [G, KH*KW*I/G, N*OH*OW] by [G, N*OH*OW, O/G]."""
     channels, n, h, width = by_channel.shape
     o, oh, ow = dy.shape[1:]
@@ -90,7 +87,7 @@ def _grouped_weight_gradient(g: Model, by_channel: Tensor, dy: Tensor, window: W
     errors = g.op("Reshape", dy, g.ints(n, groups, o // groups, oh * ow), name="dy_t")
     errors = g.op("Transpose", errors, name="dy_t", perm=[1, 0, 3, 2])
     errors = g.op("Reshape", errors, g.ints(groups, n * oh * ow, o // groups), name="dy_t")
-    dw = matmul(columns, errors)  # [G, KH*KW*I/G, O/G]
+    dw = g.op("MatMul", columns, errors, name="dw_columns")  # [G, KH*KW*I/G, O/G]
     dw = g.op("Reshape", dw, g.ints(groups, kh, kw, i, o // groups), name="dw_columns")
     dw = g.op("Transpose", dw, name="dw_t", perm=[0, 4, 3, 1, 2])
     return g.op("Reshape", dw, g.ints(o, i, kh, kw), name="dw")
@@ -263,7 +260,8 @@ def max_pool(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[T
         dy = g.slot(error, "E1")
 
         def body(b: Model, of: list[Tensor]) -> list[Tensor]:
-            return [_max_pool_gradient(b, *of, window)]
+            image, maxima, errors = of
+            return [_max_pool_gradient(b, image, maxima, errors, window)]
 
         return composites.emit(g, "MaxPoolGradient", [x, y, dy], body, name="dx", **attrs)
 

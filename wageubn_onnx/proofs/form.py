@@ -67,8 +67,10 @@ def metadata(model: onnx.ModelProto, key: str) -> Any:
 
 
 def composite_faults(model: onnx.ModelProto) -> Iterator[Fault]:
-    """Whatever keeps composites from being taken for their bodies' nodes: a body that is not what its name is a digest of, or that
-    is not of standard operators alone."""
+    """Whatever keeps composites from being taken for their bodies' nodes.
+
+    A body must be what its name is a digest of, and consist of standard operators alone.
+    """
     for function in model.functions:
         if not kind_of(function.name):
             continue
