@@ -10,9 +10,10 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu import TIDY, Machine, inlined_passes_for, passes_for
+from wageubn_onnx.passes.targets.cpu import TIDY, Machine, bodies_for, inlined_passes_for, passes_for
 from wageubn_onnx.passes.targets.cpu.edit import Edit, rewritten
 from wageubn_onnx.passes.targets.nodes import only_read
 from wageubn_onnx.passes.targets.tidy import tidy
@@ -30,15 +31,17 @@ Session = onnxruntime.InferenceSession
 
 def steps(step: onnx.ModelProto, machine: Machine) -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto]]:
     """For each pass in the order of `for_cpu`: its name, the step before it, and after it; inlined from `tidy` on."""
-    edit = Edit(step)
-    for name, rewrite in passes_for(machine).items():
-        edit.begin(name)
-        rewrite(edit)
-        after = onnx.ModelProto()
-        after.CopyFrom(edit.done())
-        del edit.model.graph.node[:]
-        yield name, step, after
-        step = after
+    for group in (bodies_for(machine), passes_for(machine)):
+        edit = Edit(step)
+        for name, rewrite in group.items():
+            edit.begin(name)
+            rewrite(edit)
+            after = onnx.ModelProto()
+            after.CopyFrom(edit.done())
+            del edit.model.graph.node[:]
+            yield name, step, after
+            step = after
+        step = expanded(step)
     for name, one_idea in ({TIDY: lambda model: tidy(inline(model))} | inlined_passes_for(machine)).items():
         after = one_idea(step)
         yield name, step, after
@@ -49,14 +52,16 @@ def for_cpu_with(fault: str, seed: int) -> Callable[..., onnx.ModelProto]:
     """`for_cpu` with a fault, drawn from ``seed``, in what the pass ``fault`` puts in."""
 
     def for_cpu(step: onnx.ModelProto, machine: Machine, without: Any = ()) -> onnx.ModelProto:
-        edits = {name: rewrite for name, rewrite in passes_for(machine).items() if name not in without}
-        names = list(edits)
-        first = names[: names.index(fault) + 1] if fault in edits else names
-        before = rewritten(step, {name: edits[name] for name in first if name != fault})
-        step = rewritten(step, {name: edits[name] for name in first})
-        if fault in edits:
-            step = spoilt(before, step, seed)
-        step = inline(rewritten(step, {name: edits[name] for name in names[len(first) :]}))
+        for group in (bodies_for(machine), passes_for(machine)):
+            edits = {name: rewrite for name, rewrite in group.items() if name not in without}
+            names = list(edits)
+            first = names[: names.index(fault) + 1] if fault in edits else names
+            before = rewritten(step, {name: edits[name] for name in first if name != fault})
+            step = rewritten(step, {name: edits[name] for name in first})
+            if fault in edits:
+                step = spoilt(before, step, seed)
+            step = expanded(rewritten(step, {name: edits[name] for name in names[len(first) :]}))
+        step = inline(step)
         for name, rewrite in ({TIDY: tidy} | inlined_passes_for(machine)).items():
             if name not in without:
                 after = rewrite(step)

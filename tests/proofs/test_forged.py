@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from networks import BATCH, MEAN, STD, images, labels, run_ort
 from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
@@ -27,7 +28,7 @@ from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.derivation import TRAINING, Made, differences, remade
-from wageubn_onnx.proofs.form import faults, metadata
+from wageubn_onnx.proofs.form import composite_faults, faults, metadata
 from wageubn_onnx.proofs.origin import Origin
 from wageubn_onnx.quantizers import integer
 from wageubn_onnx.recipe import Recipe
@@ -55,7 +56,8 @@ def twin(tiny_artifacts: Artifacts) -> Made:
 
 def found_first(model: Model, twin: Made) -> str:
     """The same of those parts of the audit that take no time; where they find nothing, or the recipe is another, of all."""
-    said = [f"form: {where}: {what}" for where, what in faults(model)]
+    faulty = list(composite_faults(model)) or faults(expanded(model))
+    said = [f"form: {where}: {what}" for where, what in faulty]
     recipe = next((p.value for p in model.metadata_props if p.key == "wageubn.recipe"), "")
     if not said and recipe == twin.recipe.to_json():
         said = [f"derivation: {where}: {what}" for where, what in differences(model, twin.proto, twin.frozen)]

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 from onnx.external_data_helper import uses_external_data
 
+from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
 from wageubn_onnx.inline import inline
@@ -105,8 +106,8 @@ def inspect_folder(path: str | os.PathLike[str]) -> list[Summary]:
 def inspect_model(model: onnx.ModelProto, file: str = "", size: int = 0) -> Summary:
     """Summarize a model in memory. Products within functions count where they are called."""
     written = model
-    if any(f.domain != DOMAIN for f in model.functions):  # ours hold no products, and their calls have types
-        model = inline(model)
+    # quantizers hold no products, and their calls have types
+    model = inline(model) if any(f.domain != DOMAIN for f in model.functions) else expanded(model)
     tensors = Tensors(model)
     graph = model.graph
     carried = {i.name: tensors[i.name] for i in graph.input if node_tag(i).role in PARAMETERS}
