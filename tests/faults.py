@@ -12,11 +12,11 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.graph import DOMAIN
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.edit import Edit, rewritten
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import only_read
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import TIDY, Machine, bodies_for, inlined_passes_for, passes_for
-from wageubn_onnx.passes.targets.cpu.edit import Edit, rewritten
-from wageubn_onnx.passes.targets.nodes import only_read
-from wageubn_onnx.passes.targets.tidy import tidy
 
 T = onnx.TensorProto
 NUMBERS = (T.FLOAT, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64)

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
+from quantizers.kernels import EXACT
 
 from float64 import float64_copy
 from networks import BATCH, CLASSES, MEAN, STD, Net, images, labels, ort_session, preactivation, to_float, with_own_statistics
-from quantizers.kernels import EXACT
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET, node_tag

@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, OPSET, Model, Tensor, sort
-from wageubn_onnx.infer import TensorType
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.infer import TensorType
+from wageubn_onnx.onnxir.inline import inline
 
 DIGITS = 8
 

@@ -26,7 +26,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from wageubn_onnx import __version__
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.external import load_external, refuse_pointer
-from wageubn_onnx.infer import TensorType, dtype_for, infer
+from wageubn_onnx.onnxir.infer import TensorType, dtype_for, infer
 from wageubn_onnx.quantizers.symbols import SYMBOLS
 from wageubn_onnx.sound import check_sound
 

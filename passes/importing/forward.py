@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import Model, State, Tensor
-from wageubn_onnx.infer import window
+from wageubn_onnx.onnxir.infer import window
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
 from wageubn_onnx.passes.importing.contradictions import MOST_MAGNITUDE

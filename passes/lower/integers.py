@@ -15,7 +15,7 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Constant, Exponent, Fixed, Offset, Pair, Pixels, Ratio, Raw, Root, Step, Value
 from wageubn_onnx.geometry import Window, tap_slices
 from wageubn_onnx.graph import Model, Tensor, sort
-from wageubn_onnx.infer import dtype_for
+from wageubn_onnx.onnxir.infer import dtype_for
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.lower import products, quantizers
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name

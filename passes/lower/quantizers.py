@@ -12,10 +12,10 @@ import onnx_graphsurgeon as gs
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Pixels, Ratio, Raw, Root, Step, Value, mantissas
 from wageubn_onnx.graph import Tensor
-from wageubn_onnx.infer import TensorType, dtype_for
+from wageubn_onnx.onnxir.infer import TensorType, dtype_for
+from wageubn_onnx.onnxir.trace import SUFFIX, Variants
 from wageubn_onnx.passes.lower.lowering import INT32_LIMIT, Lowering, Rule, short_name
 from wageubn_onnx.quantizers import integer, tables
-from wageubn_onnx.quantizers.trace import SUFFIX, Variants
 
 WIDE_LIMIT = 2**integer.WIDE_LIMIT
 NARROW_LIMIT = 2**integer.SHIFT_LIMIT

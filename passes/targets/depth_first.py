@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from wageubn_onnx.onnxir.nodes import copied
+
 
 def depth_first(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph, each node right before its first reader where it can be: post-order from the outputs, first to last.
@@ -25,8 +27,7 @@ def depth_first(model: onnx.ModelProto) -> onnx.ModelProto:
             if index not in done:
                 done.add(index)
                 order.append(index)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     del result.graph.node[:]
     result.graph.node.extend(model.graph.node[index] for index in order)
     return result

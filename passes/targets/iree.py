@@ -9,6 +9,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.onnxir.nodes import copied
+from wageubn_onnx.onnxir.view import View
+
 T = onnx.TensorProto
 ZERO = "iree/zero"
 
@@ -19,16 +22,13 @@ def for_iree(model: onnx.ModelProto) -> onnx.ModelProto:
     It casts nothing to int16: inputs, outputs and tensors of int16 become int32, where their values are the same, since nothing
     overflows. It negates int64 in float32: 0 - x is exact.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result, view = copied(model), View(model.graph)
     graph = result.graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
     constants: dict[str, onnx.TensorProto] = {}
-    nodes = [made for node in graph.node for made in _rewritten(node, dtypes, constants)]
+    nodes = [made for node in graph.node for made in _rewritten(node, view, constants)]
     del graph.node[:]
     graph.node.extend(nodes)
-    for value in values:
+    for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == T.INT16:
             value.type.tensor_type.elem_type = T.INT32
     for tensor in graph.initializer:
@@ -40,8 +40,8 @@ def for_iree(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _rewritten(node: onnx.NodeProto, dtypes: dict[str, int], constants: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
-    if node.op_type == "Neg" and dtypes[node.input[0]] == T.INT64:
+def _rewritten(node: onnx.NodeProto, view: View, constants: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
+    if node.op_type == "Neg" and view.dtype(node.input[0]) == T.INT64:
         node.op_type = "Sub"
         node.input.insert(0, ZERO)
     if node.op_type == "Cast" and node.attribute[0].i == T.INT16:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-Array = np.ndarray[Any, Any]
+from wageubn_onnx.onnxir.view import Array, View
+
 INSIDE = 16  # elements: a constant that is smaller belongs to the kernel. Shapes, axes and divisors are
 
 
@@ -98,12 +99,8 @@ def _key(value: Array) -> tuple[str, tuple[int, ...], bytes]:
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, Type]:
     """Of every tensor of an inlined model with shapes, constants included."""
-    graph = model.graph
-    types = {
-        v.name: Type(
-            onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type),
-            tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
-        )
-        for v in (*graph.input, *graph.output, *graph.value_info)
+    view = View(model.graph)
+    return {
+        name: Type(onnx.helper.tensor_dtype_to_np_dtype(view.dtype(name)), tuple(view.shape(name)))
+        for name in (*view.types, *view.constants)
     }
-    return types | {t.name: Type(onnx.helper.tensor_dtype_to_np_dtype(t.data_type), tuple(t.dims)) for t in graph.initializer}

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import onnx
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.onnxir.nodes import copied
+from wageubn_onnx.onnxir.view import View
 
 T = onnx.TensorProto
 WIDER: dict[int, int] = {T.INT8: T.INT32, T.INT16: T.INT32, T.UINT8: T.INT32, T.UINT16: T.INT32, T.UINT32: T.INT64}
@@ -22,19 +24,16 @@ def portable(model: onnx.ModelProto) -> onnx.ModelProto:
     Nothing overflows in the narrow type, so that the wider one gives the same number. Raises WageubnError, naming the node, for a
     product of dtypes that 1.17 does not multiply.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result, view = copied(model), View(model.graph)
     graph = result.graph
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    dtypes |= {t.name: t.data_type for t in graph.initializer}
-    nodes = [made for node in graph.node for made in _widened(node, dtypes)]
+    nodes = [made for node in graph.node for made in _widened(node, view)]
     del graph.node[:]
     graph.node.extend(nodes)
     return result
 
 
-def _widened(node: onnx.NodeProto, dtypes: dict[str, int]) -> Iterator[onnx.NodeProto]:
-    operands = [dtypes[name] for name in node.input if name]
+def _widened(node: onnx.NodeProto, view: View) -> Iterator[onnx.NodeProto]:
+    operands = [view.dtype(name) for name in node.input if name]
     if node.op_type in PRODUCTS and tuple(operands[:2]) not in PRODUCTS[node.op_type]:
         names = " by ".join(T.DataType.Name(dtype) for dtype in operands[:2])
         raise WageubnError(f"node {node.name!r}: onnxruntime 1.17 has no {node.op_type} of {names}; leave out --portable")
@@ -45,10 +44,10 @@ def _widened(node: onnx.NodeProto, dtypes: dict[str, int]) -> Iterator[onnx.Node
         return
     wide = WIDER[narrow]
     for position, name in enumerate(node.input):
-        if name and dtypes[name] == narrow:
+        if name and view.dtype(name) == narrow:
             node.input[position] = f"{node.output[0]}/operand{position}"
             yield _cast(node, name, node.input[position], wide)
-    if dtypes[node.output[0]] != narrow:  # a condition
+    if view.dtype(node.output[0]) != narrow:  # a condition
         yield node
         return
     output = node.output[0]

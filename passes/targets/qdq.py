@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import PREFIX
+from wageubn_onnx.onnxir.nodes import Nodes, attributes, retyped
 from wageubn_onnx.passes.targets.image import ImageQuantizer
 from wageubn_onnx.passes.targets.int8 import Int8Network, Layer
-from wageubn_onnx.passes.targets.nodes import Nodes, attributes, retyped
 
 T = onnx.TensorProto
 NAME = "qdq"

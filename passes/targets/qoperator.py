@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import PREFIX, node_tag
+from wageubn_onnx.onnxir.nodes import Nodes, attributes, retyped
+from wageubn_onnx.onnxir.view import View
 from wageubn_onnx.passes.targets.image import ImageQuantizer
 from wageubn_onnx.passes.targets.int8 import GREATEST, Array, Int8Network, Layer
-from wageubn_onnx.passes.targets.nodes import Nodes, attributes, retyped, shapes
 from wageubn_onnx.proofs.targets import MICROSOFT
 
 T = onnx.TensorProto
@@ -33,7 +34,7 @@ class _QOperator:
     def __init__(self, network: Int8Network) -> None:
         self.network = network
         self.nodes = Nodes(NAME)
-        self.shapes = shapes(network.forward)
+        self.view = View(network.forward.graph)
         self.expected: dict[str, set[str]] = {}
         self.quantized: dict[str, list[tuple[str, str]]] = {}  # constants that stand for quantizers: layer and role
 
@@ -107,7 +108,7 @@ class _QOperator:
         """A node whose result, the layer's output with ``suffix``, saturates on the grid of that output."""
         result, domain = f"{self.tensor(layer.output)}{suffix}", "" if kind == "QLinearConv" else MICROSOFT
         self.nodes.add(kind, inputs, result, layer.node, domain=domain, **attrs)
-        self.nodes.declare(result, T.UINT8, self.shapes[layer.output])
+        self.nodes.declare(result, T.UINT8, self.view.sizes(layer.output))
         self.expected.setdefault(layer.name, set()).add(node_tag(layer.node).role)
 
     # -- rules ------------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class _QOperator:
         wide = nodes.add("Cast", [name], f"{name}/wide", like, "/cast", to=T.INT32)
         index = nodes.add("Add", [wide, nodes.constant("input.start", starts, np.int32)], f"{name}/index", like, "/index")
         nodes.add("Gather", [table, index], self.tensor(name), like, "/table", axis=0)
-        nodes.declare(self.tensor(name), T.UINT8, self.shapes[name])
+        nodes.declare(self.tensor(name), T.UINT8, self.view.sizes(name))
 
     def conv(self, layer: Layer) -> None:
         weight, zero = self.weight(layer)

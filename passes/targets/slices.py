@@ -7,6 +7,8 @@ import onnx
 from onnx import numpy_helper
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.onnxir.nodes import copied
+from wageubn_onnx.onnxir.view import View
 
 
 def reversed_slices_to_gathers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -14,24 +16,18 @@ def reversed_slices_to_gathers(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ``model`` is inlined and has shapes, and stays as it is. Raises WageubnError for any other negative step.
     """
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    }
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    view, result = View(model.graph), copied(model)
     graph = result.graph
     del graph.node[:]
     for node in model.graph.node:
-        steps = constants[node.input[4]] if node.op_type == "Slice" and len(node.input) > 4 else np.ones(1)
-        if (steps > 0).all():
+        steps = view.constant(node.input[4]) if node.op_type == "Slice" and len(node.input) > 4 else None
+        if steps is None or (steps > 0).all():
             graph.node.append(node)
             continue
-        shape = shapes[node.output[0]]
-        if shapes.get(node.input[0]) != shape or (steps != -1).any():
+        shape, axes = view.shape(node.output[0]), view.constant(node.input[3])
+        if axes is None or view.shape(node.input[0]) != shape or (steps != -1).any():
             raise WageubnError(f"node {node.name!r} (Slice): runs backwards over a part of an axis; cut it first")
-        name, axes = node.input[0], constants[node.input[3]]
+        name = node.input[0]
         for axis in map(int, axes):
             last = axis == axes[-1]
             indices, made = f"{node.name}/indices{axis}", node.output[0] if last else f"{node.output[0]}/axis{axis}"

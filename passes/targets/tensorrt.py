@@ -7,54 +7,53 @@ DequantizeLinear where they are stored in 8 bits; biases stay in float.
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.onnxir.view import View
 
-Array = np.ndarray[Any, Any]
+T = onnx.TensorProto
 PRODUCTS = {"Conv": 0, "Gemm": 0}  # operator -> the axis of its weights' output channels, Gemm with transB = 1
 
 
 def require_tensorrt(model: onnx.ModelProto, name: str) -> None:
     """Raise WageubnError, naming the first node of ``model`` that breaks a rule."""
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
+    view = View(model.graph)
     for node in model.graph.node:
-        wrong = _wrong(node, constants, makers)
+        wrong = _wrong(node, view)
         if wrong:
             raise WageubnError(f"{name}: node {node.name!r}: {wrong}; TensorRT would not take it in 8 bits")
 
 
-def _wrong(node: onnx.NodeProto, constants: dict[str, Array], makers: dict[str, onnx.NodeProto]) -> str:
+def _wrong(node: onnx.NodeProto, view: View) -> str:
     """The rule that ``node`` breaks; empty where it keeps all."""
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return _wrong_grid(node, constants)
+        return _wrong_grid(node, view)
     if node.op_type not in PRODUCTS:
         return ""
-    for operand in node.input[:2]:
-        if makers.get(operand, node).op_type != "DequantizeLinear":
-            return f"its operand {operand!r} comes from no DequantizeLinear"
-    if len(node.input) > 2 and (node.input[2] not in constants or constants[node.input[2]].dtype != np.float32):
+    activation, weights = (view.maker(operand, "DequantizeLinear") for operand in node.input[:2])
+    if activation is None or weights is None:
+        loose = node.input[0 if activation is None else 1]
+        return f"its operand {loose!r} comes from no DequantizeLinear"
+    if len(node.input) > 2 and (node.input[2] not in view.constants or view.dtype(node.input[2]) != T.FLOAT):
         return f"its bias {node.input[2]!r} is no float constant"
-    scale = constants[makers[node.input[0]].input[1]]
-    if scale.ndim and scale.size > 1:
-        return f"its activation has {scale.size} scales instead of one"
-    weights = makers[node.input[1]]
+    scales = math.prod(view.shape(activation.input[1]))
+    if scales > 1:
+        return f"its activation has {scales} scales instead of one"
     axis = next((a.i for a in weights.attribute if a.name == "axis"), 1)
-    if constants[weights.input[1]].ndim and axis != PRODUCTS[node.op_type]:
+    if view.shape(weights.input[1]) and axis != PRODUCTS[node.op_type]:
         return f"its weights have scales along axis {axis}, not along the output channels"
-    stored = constants.get(weights.input[0])
+    stored = view.constant(weights.input[0])
     if stored is not None and stored.min() < -127:
         return f"its weights reach {stored.min()}, below -127"
     return ""
 
 
-def _wrong_grid(node: onnx.NodeProto, constants: dict[str, Array]) -> str:
-    scale, zero = (constants.get(name) for name in (*node.input[1:], "")[:2])
+def _wrong_grid(node: onnx.NodeProto, view: View) -> str:
+    scale, zero = (view.constant(name) for name in (*node.input[1:], "")[:2])
     if scale is None or scale.dtype != np.float32 or not (scale > 0).all():
         return "its scale is no positive float constant"
     if zero is None or zero.dtype != np.int8 or zero.any():

@@ -6,18 +6,17 @@ from, as it is, reshaped or transposed. A bias that the conversion moved into th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from wageubn_onnx.graph import node_tag
+from wageubn_onnx.onnxir.nodes import copied
+from wageubn_onnx.onnxir.view import Array, View
 
-Array = np.ndarray[Any, Any]
 MEAN = 3  # the position of BatchNormalization's running mean
 
 
@@ -38,42 +37,35 @@ def write_back(
     source: onnx.ModelProto, forward: onnx.ModelProto, trained: Mapping[str, Array], keys: Collection[str]
 ) -> onnx.ModelProto:
     """A copy of ``source`` with the parameters ``keys`` of ``trained``. Raises Unplaced where one has no place in it."""
-    written = onnx.ModelProto()
-    written.CopyFrom(source)
+    written, started = copied(source), View(forward.graph)
     index = _Index(written)
-    started = {t.name: numpy_helper.to_array(t) for t in forward.graph.initializer}
     found: list[tuple[str, Place]] = []
     for node in forward.graph.node:
         origins = [index.nodes[name] for name in node_tag(node).source.split(",") if name in index.nodes]
         for position, key in enumerate(node.input):
             if key in keys:
-                found.append((key, index.place(key, position, started[key], origins)))
+                found.append((key, index.place(key, position, numpy_helper.to_array(started.constants[key]), origins)))
     for key, place in found:
         index.write(place, key, place.spelled(trained[key]).astype(np.float32))
     return written
 
 
-class _Index:
-    """A model's nodes, by name or first output, and its constants."""
+class _Index(View):
+    """A model's nodes, also by name or first output, and its constants."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
+        super().__init__(model.graph)
         self.lists_initializers = model.ir_version < 4  # then every initializer is an input, too
         self.nodes = {node.name or node.output[0]: node for node in model.graph.node}
-        self.makers = {name: node for node in model.graph.node for name in node.output}
-        self.initializers = {t.name: t for t in model.graph.initializer}
-        self.readers = Counter(name for node in model.graph.node for name in node.input)
 
     def constant(self, name: str) -> Array | None:
         """The value of an initializer or a Constant node, also behind an Identity."""
-        if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
-        node = self.makers.get(name)
-        if node is not None and node.op_type == "Identity":
+        node = self.maker(name, "Identity", "Constant")
+        if node is None:
+            return super().constant(name)
+        if node.op_type == "Identity":
             return self.constant(node.input[0])
-        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
-            return numpy_helper.to_array(node.attribute[0].t)
-        return None
+        return numpy_helper.to_array(node.attribute[0].t) if node.attribute[0].name == "value" else None
 
     def place(self, key: str, position: int, started: Array, origins: list[onnx.NodeProto]) -> Place:
         """Where ``key``, operand ``position`` of the node that does the work of ``origins``, came from."""
@@ -89,7 +81,7 @@ class _Index:
         raise Unplaced(f"{key!r} is spelled otherwise in the source")
 
     def _with_bias(self, node: onnx.NodeProto, value: Array, started: Array) -> Callable[[Array], Array] | None:
-        product = self.makers.get(node.input[0])
+        product = self.maker(node.input[0])
         bias = self.constant(product.input[2]) if product is not None and len(product.input) > 2 else None
         if bias is None or bias.shape != value.shape or not np.array_equal(value - bias, started):
             return None
@@ -98,14 +90,14 @@ class _Index:
     def write(self, place: Place, key: str, value: Array) -> None:
         """In the operand's initializer, if nothing else reads that; else in a new one."""
         name = place.node.input[place.position]
-        if name in self.initializers and self.readers[name] == 1:
-            self.initializers[name].CopyFrom(numpy_helper.from_array(value, name))
+        if name in self.constants and len(self.readers[name]) == 1:
+            self.constants[name].CopyFrom(numpy_helper.from_array(value, name))
             return
         fresh = key
-        while fresh in self.initializers or fresh in self.makers:
+        while fresh in self.constants or fresh in self.makers:
             fresh += ".trained"
-        self.initializers[fresh] = self.graph.initializer.add()
-        self.initializers[fresh].CopyFrom(numpy_helper.from_array(value, fresh))
+        self.constants[fresh] = self.graph.initializer.add()
+        self.constants[fresh].CopyFrom(numpy_helper.from_array(value, fresh))
         if self.lists_initializers:
             self.graph.input.append(onnx.helper.make_tensor_value_info(fresh, onnx.TensorProto.FLOAT, value.shape))
         place.node.input[place.position] = fresh

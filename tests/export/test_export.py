@@ -22,10 +22,10 @@ from wageubn_onnx.export.base import Bundle
 from wageubn_onnx.export.export import export
 from wageubn_onnx.export.table import TARGETS
 from wageubn_onnx.export.verify import Row, verify
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
 from wageubn_onnx.passes.targets.portable import portable
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import Kernels

@@ -21,9 +21,9 @@ from wageubn_onnx.export import iree
 from wageubn_onnx.export.base import Array
 from wageubn_onnx.export.export import export
 from wageubn_onnx.export.verify import verify
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.iree import for_iree
-from wageubn_onnx.passes.targets.tidy import tidy
 
 reason = iree.missing() or iree.cannot_run()
 needs_iree = pytest.mark.skipif(reason is not None, reason=f"target iree {reason}")

@@ -16,7 +16,7 @@ from wageubn_onnx.export import web
 from wageubn_onnx.export.base import Array
 from wageubn_onnx.export.export import export
 from wageubn_onnx.export.verify import verify
-from wageubn_onnx.passes.targets.tidy import tidy
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.files import load_tensors
 from wageubn_onnx.runtime.session import TrainingSession

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels import EXACT, Array, Kernel, call_model, same, tensors
 
+from kernels import EXACT, Array, Kernel, call_model, same, tensors
 from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, ROUND
 from wageubn_onnx.passes.targets.cpu.hashing import RANDOM, RANDOM_LONG, STEP
 from wageubn_onnx.passes.targets.cpu.moments import NORMALIZE, UNSIGNED

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernels import EXACT, FEW, Array, Kernel, call_model, integers, tensors
 
 from float64 import float64_copy
+from kernels import EXACT, FEW, Array, Kernel, call_model, integers, tensors
 from wageubn_onnx.graph import Model, Tensor, to_proto
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import floating, integer, reference, tables

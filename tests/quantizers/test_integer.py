@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernels import EXACT, FEW, Array, Kernel, arrays, call_model, integers, same, tensors
 
+from kernels import EXACT, FEW, Array, Kernel, arrays, call_model, integers, same, tensors
 from wageubn_onnx.quantizers import floating, integer, reference, tables
 
 NARROW, WIDE = 2**integer.SHIFT_LIMIT - 1, 2**integer.WIDE_LIMIT - 1  # greatest mantissas that lowering lets in

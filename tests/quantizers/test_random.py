@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import Array, Kernel, call_model
 
+from kernels import Array, Kernel, call_model
 from wageubn_onnx.quantizers import floating, integer, reference
 
 COUNT = 2**16

@@ -15,10 +15,10 @@ from networks import BATCH, images, labels
 from wageubn_onnx.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
-from wageubn_onnx.passes.targets.nodes import attributes
 from wageubn_onnx.proofs.interpreter import interpret
 from wageubn_onnx.runtime import kernels as tables
 from wageubn_onnx.runtime import selftest, session

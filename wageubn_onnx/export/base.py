@@ -13,7 +13,7 @@ import onnx
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import check_stage

@@ -28,11 +28,11 @@ from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tens
 from wageubn_onnx.export.budget import what_fits
 from wageubn_onnx.export.memory import Memory, planned
 from wageubn_onnx.graph import OPSET
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.depth_first import depth_first
 from wageubn_onnx.passes.targets.kernels import Call, Kernels, Type, tensor_types
 from wageubn_onnx.passes.targets.slices import reversed_slices_to_gathers
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
 FILES = Path(__file__).with_name("files") / "c"

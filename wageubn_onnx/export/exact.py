@@ -15,7 +15,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from wageubn_onnx.graph import OPSET
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes
+from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes
 
 Array = np.ndarray[Any, Any]
 Attributes = Mapping[str, Any]

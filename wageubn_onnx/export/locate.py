@@ -25,8 +25,8 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Passes, Runner, Tensors, state_feeds
 from wageubn_onnx.export.exact import computed
 from wageubn_onnx.export.ort import InProcess
-from wageubn_onnx.passes.targets.nodes import copied, without_nodes
-from wageubn_onnx.passes.targets.tidy import BRANCHING
+from wageubn_onnx.onnxir.nodes import copied, without_nodes
+from wageubn_onnx.onnxir.view import View, branches
 
 BYTES = 2**28  # of tensors that are looked at together
 FAULTS: tuple[type[Exception], ...] = (  # what a model that a pass spoilt, or the pass itself, may raise
@@ -108,24 +108,20 @@ def one_line(error: Exception) -> str:
 def _between(before: onnx.ModelProto, after: onnx.ModelProto, case: Case, cause: str) -> Place:
     """The first tensor of both models that differs, and whether a pass or a kernel is at fault."""
     before, after = (unbranched(model, case) for model in (before, after))
-    both = _makers(before).keys() & _makers(after).keys()
+    both = View(before.graph).makers.keys() & View(after.graph).makers.keys()
     for names in portions(after, both):
         left, right = run(before, case, names), run(after, case, names)
         wrong = next((name for name in names if not _same(left[name], right[name])), None)
         if wrong is not None:
             kernel = _wrong_kernel(after, wrong, both, case) or _wrong_kernel(before, wrong, both, case)
-            return kernel or Place(cause, _named(_makers(after)[wrong]), wrong)
+            return kernel or Place(cause, _named(View(after.graph).makers[wrong]), wrong)
     raise WageubnError("no tensor of both models differs")
-
-
-def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    return {name: node for node in model.graph.node for name in node.output}
 
 
 def _wrong_kernel(model: onnx.ModelProto, wrong: str, equal: set[str], case: Case) -> Place | None:
     """Of the nodes that lead to the tensor ``wrong`` from tensors ``equal`` to what they should be, the first with another result
     than its operator has."""
-    makers = _makers(model)
+    makers = View(model.graph).makers
     last = makers[wrong]
     nodes, waiting = {id(last): last}, [last]
     while waiting:
@@ -157,7 +153,7 @@ def in_runtime(model: onnx.ModelProto, again: Callable[[onnx.ModelProto, Path], 
 
     again: that way, of a model and with an empty folder to write to.
     """
-    makers = _makers(model)
+    makers = View(model.graph).makers
     state = {entry["key"]: case.fed[entry["in"]] for entry in case.manifest["state"]}
     inputs = {entry["in"] for entry in case.manifest["state"]}
     rest = {name: value for name, value in case.fed.items() if name not in inputs}
@@ -167,7 +163,7 @@ def in_runtime(model: onnx.ModelProto, again: Callable[[onnx.ModelProto, Path], 
             return next(iter(again(shown, Path(scratch)).steps(state, [rest])))
 
     flat = unbranched(model, case)
-    owners = _makers(flat)
+    owners = View(flat.graph).makers
     for names in portions(flat, owners):
         expected = run(flat, case, names)
         try:
@@ -241,12 +237,12 @@ def portions(model: onnx.ModelProto, wanted: Mapping[str, Any] | set[str]) -> It
 
 def unbranched(model: onnx.ModelProto, case: Case) -> onnx.ModelProto:
     """``model`` with the branch that it takes in this step in the place of each If, so that its tensors can be shown."""
-    while branching := [node for node in model.graph.node if node.op_type in BRANCHING]:
+    while branching := [node for node in model.graph.node if branches(node)]:
         taken = run(model, case, list(dict.fromkeys(node.input[0] for node in branching)))
         names = {name for node in model.graph.node for name in node.output}
         flat = without_nodes(model)
         for node in model.graph.node:
-            if node.op_type in BRANCHING:
+            if branches(node):
                 chosen = "then_branch" if taken[node.input[0]] else "else_branch"
                 graph = next(a.g for a in node.attribute if a.name == chosen)
                 flat.graph.node.extend(_opened(node, graph, names))

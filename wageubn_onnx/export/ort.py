@@ -21,11 +21,12 @@ from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
+from wageubn_onnx.onnxir.view import View
 from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, pass_names
 from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
 from wageubn_onnx.passes.targets.portable import portable as for_old_releases
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.releases import RIGHT, RIGHT_AND_COMPLETE
@@ -79,8 +80,8 @@ def tried(bundle: Bundle, folder: Path, said: Mapping[str, Any]) -> dict[str, An
 
 def _needs(step: onnx.ModelProto) -> list[str]:
     """What the step asks of the kernels that run it."""
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in (*step.graph.input, *step.graph.value_info)}
-    int8 = any(n.op_type == "ConvInteger" and dtypes.get(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
+    view = View(step.graph)
+    int8 = any(n.op_type == "ConvInteger" and view.dtype(n.input[0]) == onnx.TensorProto.INT8 for n in step.graph.node)
     fused = any(n.op_type.startswith("QLinear") for n in step.graph.node)
     return [INT8] * int8 + [FUSED] * fused
 

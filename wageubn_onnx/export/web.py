@@ -15,8 +15,8 @@ from typing import Any
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.ort_worker import described
-from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.tidy import tidy
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.runtime.checkout import ROOT
 from wageubn_onnx.runtime.data import Dataset, load_data
 from wageubn_onnx.runtime.files import load_tensors, save_tensors

@@ -14,10 +14,10 @@ from onnx.external_data_helper import uses_external_data
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
-from wageubn_onnx.inline import inline
 from wageubn_onnx.inspect.memory import Memory, memory
 from wageubn_onnx.inspect.quantizers import QuantizerMap, quantizer_map
 from wageubn_onnx.inspect.tensors import Tensor, Tensors
+from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.passes.importing.forward import layer_of
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import CONTRACTS

@@ -16,9 +16,9 @@ from typing import Any
 
 import onnx
 
+from wageubn_onnx.onnxir.trace import Variants
 from wageubn_onnx.proofs.intervals import Bound
 from wageubn_onnx.quantizers import floating, integer, tables
-from wageubn_onnx.quantizers.trace import Variants
 
 Interval = tuple[int, int]
 Attributes = Mapping[str, Any]

@@ -21,8 +21,8 @@ from onnx import numpy_helper
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import ProofFailed, UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.onnxir.trace import SUFFIX
 from wageubn_onnx.quantizers import reference
-from wageubn_onnx.quantizers.trace import SUFFIX
 from wageubn_onnx.stages import tensor_dtypes
 
 Array = npt.NDArray[Any]

@@ -15,11 +15,8 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import Model, Tensor
-from wageubn_onnx.infer import TensorType
-from wageubn_onnx.profiles import Format
-from wageubn_onnx.quantizers import tables
-from wageubn_onnx.quantizers.symbols import symbol
-from wageubn_onnx.quantizers.trace import (
+from wageubn_onnx.onnxir.infer import TensorType
+from wageubn_onnx.onnxir.trace import (
     Float,
     Int32,
     Int64,
@@ -37,6 +34,9 @@ from wageubn_onnx.quantizers.trace import (
     variants,
     where,
 )
+from wageubn_onnx.profiles import Format
+from wageubn_onnx.quantizers import tables
+from wageubn_onnx.quantizers.symbols import symbol
 
 # -- fixed grids ----------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from wageubn_onnx.quantizers import tables
-from wageubn_onnx.quantizers.trace import (
+from wageubn_onnx.onnxir.trace import (
     Int,
     Int16,
     Int32,
@@ -44,6 +43,7 @@ from wageubn_onnx.quantizers.trace import (
     variants,
     where,
 )
+from wageubn_onnx.quantizers import tables
 
 SHIFT_LIMIT = 28  # |mantissa| < 2^28 on entry to the int32 functions
 WIDE_LIMIT = 52  # and < 2^52 to the int64 ones

@@ -27,14 +27,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
-from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.onnxir.edit import rewritten
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import MICROSOFT, import_microsoft
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.merged import merged_images
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, import_microsoft
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.cache import Cache
 from wageubn_onnx.runtime.models import session_options

@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.graph import IR_VERSION, OPSET
+from wageubn_onnx.onnxir.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.moments import RAISED, STEP
 from wageubn_onnx.passes.targets.cpu.normalized import reciprocals
-from wageubn_onnx.passes.targets.nodes import MICROSOFT
 from wageubn_onnx.runtime.models import session_options
 
 T = onnx.TensorProto

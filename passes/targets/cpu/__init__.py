@@ -9,12 +9,14 @@ from contextlib import contextmanager
 import onnx
 
 from wageubn_onnx.composites import expanded
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.edit import Rewrite, rewritten
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import only_read
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.affine import affine_maps
 from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
 from wageubn_onnx.passes.targets.cpu.columns import flat_columns
 from wageubn_onnx.passes.targets.cpu.early import early_quantizers
-from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
 from wageubn_onnx.passes.targets.cpu.extremes import bare_extremes
 from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
@@ -40,8 +42,6 @@ from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
 from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
 from wageubn_onnx.passes.targets.cpu.unsigned import unsigned_kernels
 from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
-from wageubn_onnx.passes.targets.nodes import only_read
-from wageubn_onnx.passes.targets.tidy import tidy
 
 TIDY = "tidy"
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]

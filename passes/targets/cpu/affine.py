@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
+from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
 from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
-from wageubn_onnx.quantizers.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
 
 T = onnx.TensorProto
 MOST_ROWS = 6  # more cost what they save

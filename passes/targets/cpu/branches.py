@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import onnx
 
-from wageubn_onnx.passes.targets.nodes import copied, only_typed, without_nodes
-from wageubn_onnx.passes.targets.tidy import BRANCHING, captured
+from wageubn_onnx.onnxir.nodes import copied, only_typed, without_nodes
+from wageubn_onnx.onnxir.view import branches, captured
 
 Place = tuple[str, int] | None  # the first output of an If and which of its branches; None: outside
 
@@ -19,17 +19,17 @@ def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
         places = set().union(*(read_in.get(name, ()) for name in node.output))
         if not places:
             continue
-        place = places.pop() if len(places) == 1 and node.op_type not in BRANCHING else None
+        place = places.pop() if len(places) == 1 and not branches(node) else None
         placed.setdefault(place, []).append(node)
         for name in node.input:
             read_in.setdefault(name, set()).add(place)
-        for branch, graph in enumerate(_branches(node)):
+        for branch, graph in enumerate(branches(node)):
             for name in captured([onnx.helper.make_node("If", [], [], then_branch=graph)]):
                 read_in.setdefault(name, set()).add((node.output[0], branch))
     changed = without_nodes(model)
     changed.graph.node.extend(reversed(placed[None]))
     for node in changed.graph.node:
-        for branch, graph in enumerate(_branches(node)):
+        for branch, graph in enumerate(branches(node)):
             added = placed.get((node.output[0], branch))
             if added:
                 own = [copied(inner) for inner in graph.node]
@@ -37,7 +37,3 @@ def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
                 graph.node.extend([*reversed(added), *own])
     only_typed(changed.graph)
     return changed
-
-
-def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [a.g for a in node.attribute if node.op_type in BRANCHING and a.HasField("g")]

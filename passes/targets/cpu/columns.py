@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
-from wageubn_onnx.passes.targets.nodes import attributes
 
 Pair = tuple[int, int]
 Made = dict[tuple[str, str, Pair], str]

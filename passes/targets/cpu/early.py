@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
 
 QUANTIZERS = ("DirectQuantize", "DirectQuantizeHalfUp", "GridQuantize", "GridQuantizeHalfUp")
 MOVES = ("Concat", "Reshape", "Slice", "Unsqueeze", "Pad", "Expand")

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.view import constant_value
 from wageubn_onnx.passes.targets.cpu.affine import lifted
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.passes.targets.tidy import constant_value
 from wageubn_onnx.quantizers.integer import FOLLOW, FOLLOW_CHANNELS
 
 T = onnx.TensorProto

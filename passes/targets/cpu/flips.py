@@ -4,26 +4,23 @@ taken from 0 after that, taken from 128 at once."""
 from __future__ import annotations
 
 import onnx
-from onnx import numpy_helper
+
+from wageubn_onnx.onnxir.view import View
 
 FLIP = 128
 
 
 def flips_by_addition(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same bits; of an inlined model, after `tidy`, which knows that two flips are none."""
-    values = {
-        t.name: numpy_helper.to_array(t).item()
-        for t in model.graph.initializer
-        if t.data_type == onnx.TensorProto.UINT8 and not t.dims
-    }
+    view = View(model.graph)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     flipped: dict[str, onnx.NodeProto] = {}
     for node in changed.graph.node:
-        if node.op_type == "BitwiseXor" and values.get(node.input[1]) == FLIP:
+        if node.op_type == "BitwiseXor" and view.scalar(node.input[1]) == FLIP:
             node.op_type = "Add"
             flipped[node.output[0]] = node
-        elif node.op_type == "Sub" and values.get(node.input[0]) == 0 and node.input[1] in flipped:
+        elif node.op_type == "Sub" and node.input[1] in flipped and view.scalar(node.input[0]) == 0:
             flip = flipped[node.input[1]]
             node.input[:] = [flip.input[1], flip.input[0]]
     return changed

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import PREFIX
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.trace import Int32, Uint8, Uint16, Value, cast, equal, function, maximum, minimum
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.trace import Int32, Uint8, Uint16, Value, cast, equal, function, maximum, minimum
 
 REACH = 2**23  # below it the size of what has halves
 

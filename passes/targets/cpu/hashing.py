@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.trace import Int32, Int64, Value, cast, function, op
 from wageubn_onnx.quantizers.floating import FACTOR, mixed, step_hash
-from wageubn_onnx.quantizers.trace import Int32, Int64, Value, cast, function, op
 
 LONG = 2**16  # numbers from which on their counters are made run by run
 PLACES = np.arange(256, dtype=np.uint32)

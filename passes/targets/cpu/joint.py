@@ -19,9 +19,10 @@ import onnx
 from onnx import helper
 
 from wageubn_onnx.graph import DOMAIN
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import ELEMENTWISE
-from wageubn_onnx.passes.targets.tidy import captured, content
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import ELEMENTWISE
+from wageubn_onnx.onnxir.tidy import content
+from wageubn_onnx.onnxir.view import captured
 
 SMALL = 2048  # elements: of more, the time goes by elements
 Key = tuple[Any, ...]

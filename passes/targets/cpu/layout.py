@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets.nodes import ELEMENTWISE, MICROSOFT, attributes, copied, import_microsoft, without_nodes
-from wageubn_onnx.passes.targets.tidy import BRANCHING
+from wageubn_onnx.onnxir.nodes import ELEMENTWISE, MICROSOFT, attributes, copied, import_microsoft, without_nodes
+from wageubn_onnx.onnxir.view import View, branches
 
 T = onnx.TensorProto
 Shape = tuple[int, ...]
@@ -28,8 +28,8 @@ def channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model that states the type of every tensor."""
     changed = without_nodes(model)
     constants: dict[Constant, str] = {}
-    layout = _Layout(changed.graph, constants)
-    layout.rewrite(model.graph.node)
+    layout = _Layout(changed.graph, View(model.graph), constants)
+    layout.rewrite()
     layout.close()
     for (dtype, value), name in constants.items():
         array = np.array(value, helper.tensor_dtype_to_np_dtype(dtype))
@@ -44,39 +44,36 @@ def to_last(shape: Sequence[int]) -> Shape:
 
 
 class _Layout:
-    """A graph in the making: the main one, or a branch, which also reads what is around it.
+    """A graph in the making: the main one, or a branch, which also reads what is around it. view: of what it was.
 
     Tensors go by the names and shapes that they have with their channels second. last: their names with the channels last.
     turned: those that are made so; of these, back: those that are there with their channels second, too. renamed: where one
     with its channels second has another name.
     """
 
-    def __init__(self, graph: onnx.GraphProto, constants: dict[Constant, str], outer: _Layout | None = None) -> None:
-        self.graph, self.constants, self.is_branch = graph, constants, outer is not None
-        self.types: MutableMapping[str, tuple[int, Shape]] = ChainMap({}, outer.types) if outer else {}
-        self.values: MutableMapping[str, onnx.TensorProto] = ChainMap({}, outer.values) if outer else {}
+    def __init__(self, graph: onnx.GraphProto, view: View, constants: dict[Constant, str], outer: _Layout | None = None) -> None:
+        self.graph, self.view, self.constants = graph, view, constants
         self.last: MutableMapping[str, str] = ChainMap({}, outer.last) if outer else {}
         self.turned: set[str] = set(outer.turned) if outer else set()
         self.back: set[str] = set(outer.back) if outer else set()
         self.renamed: MutableMapping[str, str] = ChainMap({}, outer.renamed) if outer else {}
         self.first: dict[str, str] = {}  # maps whose channels come first, which a channel's extremes want
         self.suffix = f"/last/{graph.name}" if outer else "/last"
-        self.values.update((t.name, t) for t in graph.initializer)
-        self.types.update((t.name, (t.data_type, tuple(t.dims))) for t in graph.initializer)
-        for v in (*graph.input, *graph.output, *graph.value_info):
-            kind = v.type.tensor_type
-            self.types[v.name] = kind.elem_type, tuple(d.dim_value for d in kind.shape.dim)
         self.nodes: list[onnx.NodeProto] = []
 
     # ---- what is there ----
 
     def shape(self, name: str) -> Shape:
-        return self.types[name][1] if name in self.types else ()
+        return tuple(self.view.shape(name))
+
+    def type(self, name: str) -> tuple[int, Shape]:
+        """dtype and shape."""
+        return self.view.dtype(name), self.shape(name)
 
     def ints(self, name: str) -> list[int] | None:
         """The values of a constant, such as axes."""
-        found: list[int] | None = numpy_helper.to_array(self.values[name]).tolist() if name in self.values else None
-        return found
+        value = self.view.constant(name)
+        return None if value is None else [int(v) for v in value]
 
     # ---- what is put in ----
 
@@ -97,7 +94,7 @@ class _Layout:
     def turn(self, node: onnx.NodeProto, inputs: Sequence[str], **changed: Any) -> bool:
         """``node`` on maps whose channels are last, giving such a one, with ``changed`` attributes; true, as what a rule says."""
         name = node.output[0]
-        dtype, shape = self.types[name]
+        dtype, shape = self.type(name)
         new = _copy(node, inputs, [name + self.suffix])
         for attribute in [a for a in new.attribute if a.name in changed]:
             new.attribute.remove(attribute)
@@ -111,9 +108,9 @@ class _Layout:
     def second(self, name: str) -> str:
         """The tensor with its channels second, made where there is none."""
         if name in self.turned and name not in self.back:
-            dtype, shape = self.types[name]
+            dtype, shape = self.type(name)
             self.back.add(name)
-            if self.is_branch:  # the graph around it may make one of this name, too
+            if self.view.around:  # the graph around it may make one of this name, too
                 self.renamed[name] = f"{name}/second{self.suffix}"
             order = [0, len(shape) - 1, *range(1, len(shape) - 1)]
             return self._moved(self.last[name], self.renamed.get(name, name), shape, dtype, order)
@@ -121,7 +118,7 @@ class _Layout:
 
     def lasting(self, name: str) -> str:
         """The tensor with its channels last; as it is where it has one element."""
-        dtype, shape = self.types[name]
+        dtype, shape = self.type(name)
         if math.prod(shape) == 1:
             return self.second(name)
         if name not in self.last:
@@ -136,30 +133,30 @@ class _Layout:
 
     # ---- the rewriting ----
 
-    def rewrite(self, nodes: Iterable[onnx.NodeProto]) -> None:
-        """Put ``nodes`` in their new forms, in their order."""
-        for node in nodes:
+    def rewrite(self) -> None:
+        """Put the nodes of ``view`` in their new forms, in their order."""
+        for node in self.view.graph.node:
             rule = RULES.get(node.op_type)
             follows = node.op_type == "QLinearConv" or any(name in self.turned for name in node.input) or _turns_back(node)
             if rule is not None and follows and rule(self, node):
                 continue
             inputs = [self.second(name) for name in node.input]
-            kept = _copy(node, inputs, node.output) if node.op_type in BRANCHING or inputs != list(node.input) else node
-            if node.op_type in BRANCHING:
-                self._branches(kept, [a.g for a in kept.attribute if a.HasField("g")])
+            kept = _copy(node, inputs, node.output) if branches(node) or inputs != list(node.input) else node
+            if branches(node):
+                self._branches(kept)
             self.nodes.append(kept)
 
-    def _branches(self, node: onnx.NodeProto, branches: list[onnx.GraphProto]) -> None:
+    def _branches(self, node: onnx.NodeProto) -> None:
         """Where a branch of an If makes a map with its channels last, the other and the If do, too."""
-        layouts = [_Layout(branch, self.constants, self) for branch in branches]
+        layouts = [_Layout(branch, View(copied(branch), self.view), self.constants, self) for branch in branches(node)]
         for layout in layouts:
-            layout.rewrite([_copy(inner, inner.input, inner.output) for inner in layout.graph.node])
+            layout.rewrite()
         is_turned = any(layout.graph.output[0].name in layout.turned for layout in layouts)
         for layout in layouts:
             layout.close(is_turned)
         if is_turned:
             name = node.output[0]
-            dtype, shape = self.types[name]
+            dtype, shape = self.type(name)
             node.output[0] = self.last[name] = name + self.suffix
             self.turned.add(name)
             self.graph.value_info.append(helper.make_tensor_value_info(node.output[0], dtype, to_last(shape)))
@@ -167,7 +164,7 @@ class _Layout:
     def close(self, is_turned: bool = False) -> None:
         """Put the new nodes into the graph, with the types of what they make; its outputs turned, or all as they were."""
         for v in self.graph.output:
-            dtype, shape = self.types[v.name]
+            dtype, shape = self.type(v.name)
             name = self.lasting(v.name) if is_turned else self.second(v.name)
             v.CopyFrom(helper.make_tensor_value_info(name, dtype, to_last(shape) if is_turned else shape))
         made = {name for node in self.nodes for name in node.output}
@@ -266,7 +263,7 @@ def _transpose(layout: _Layout, node: onnx.NodeProto) -> bool:
     if perm == sorted(perm) and node.output[0] not in {v.name for v in layout.graph.output}:
         layout.renamed[node.output[0]] = source
     else:
-        dtype, shape = layout.types[node.output[0]]
+        dtype, shape = layout.type(node.output[0])
         layout.put("Transpose", [source], node.output[0], shape, dtype, perm=perm)
     return True
 
@@ -300,7 +297,7 @@ def _reduction(layout: _Layout, node: onnx.NodeProto) -> bool:
 def _extreme(layout: _Layout, node: onnx.NodeProto, source: str) -> bool:
     """A channel's greatest or least. Of maps of 8 bits a pool takes the greatest of each column, beside all channels, and the
     least as the greatest of their complements; of numbers side by side the rest takes a third of the time."""
-    dtype, shape = layout.types[node.input[0]]
+    dtype, shape = layout.type(node.input[0])
     rank, channels, name, kind = len(shape), shape[1], node.output[0], node.op_type
     pooled = rank == 4 and shape[2] > 1 and dtype in (T.INT8, T.UINT8)
     last = layout.scalar(-1 if dtype == T.INT8 else 255, dtype) if pooled and kind == "ReduceMin" else None

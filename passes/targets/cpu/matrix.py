@@ -12,9 +12,9 @@ import math
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
-from wageubn_onnx.quantizers.trace import Float32, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.trace import Float32, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
 
 T = onnx.TensorProto
 

@@ -6,55 +6,44 @@ into the order that its products want. Where a kernel sees no neighbours, the ro
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, copied, only_typed, without_nodes
-from wageubn_onnx.passes.targets.tidy import BRANCHING
+from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, copied, only_typed, without_nodes
+from wageubn_onnx.onnxir.view import View, branches
 
 LARGEST = 2**21  # elements of an image's maps: its sums, of 32 bits, should stay in the cache
 FLATTEST = 2**19  # the same of a depthwise kernel, which does little else than store them
 Shape = tuple[int, ...]
-Value = onnx.ValueInfoProto | onnx.TensorProto
 
 
 def merged_images(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model whose maps have their channels last."""
     changed = without_nodes(model)
     targets: dict[Shape, str] = {}
-    _Merge(changed.graph, {}, targets).rewrite(model.graph.node)
+    _Merge(changed.graph, View(model.graph), targets).rewrite()
     for shape, name in targets.items():
         changed.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
     return changed
 
 
 class _Merge:
-    """A graph in the making: the main one, or a branch, which also reads what is ``outer``, around it. targets: names of the
-    shapes asked for."""
+    """A graph in the making: the main one, or a branch. view: of what it was. targets: names of the shapes asked for."""
 
-    def __init__(self, graph: onnx.GraphProto, outer: MutableMapping[str, Value], targets: dict[Shape, str]) -> None:
-        self.graph, self.targets = graph, targets
-        self.suffix = f"/merged/{graph.name}" if outer else "/merged"
-        stated = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
-        own: MutableMapping[str, Value] = {v.name: v for v in stated}
-        self.values = ChainMap(own, outer) if outer else own
-        self.shapes: dict[str, Shape] = {}
-        self.makers: dict[str, onnx.NodeProto] = {}
+    def __init__(self, graph: onnx.GraphProto, view: View, targets: dict[Shape, str]) -> None:
+        self.graph, self.view, self.targets = graph, view, targets
+        self.suffix = f"/merged/{graph.name}" if view.around else "/merged"
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[tuple[str, Shape], str] = {}
 
-    def rewrite(self, nodes: Sequence[onnx.NodeProto]) -> None:
-        """Fill the graph with these, in their new forms."""
-        for node in nodes:
-            self.makers |= dict.fromkeys(node.output, node)
-            if node.op_type in BRANCHING and _convolves(node):
+    def rewrite(self) -> None:
+        """Fill the graph with the nodes of ``view``, in their new forms."""
+        for node in self.view.graph.node:
+            if _convolves(node):
                 node = copied(node)
-                for branch in (a.g for a in node.attribute if a.HasField("g")):
-                    _Merge(branch, self.values, self.targets).rewrite([copied(inner) for inner in branch.node])
+                for branch in branches(node):
+                    _Merge(branch, View(copied(branch), self.view), self.targets).rewrite()
             if node.op_type != "QLinearConv" or node.domain != MICROSOFT or not self.merge(node):
                 self.nodes.append(node)
         del self.graph.node[:]
@@ -64,7 +53,7 @@ class _Merge:
     def merge(self, node: onnx.NodeProto) -> bool:
         """Put a convolution of fewer, larger images in the place of ``node``, where it sees no neighbours."""
         described = attributes(node)
-        shape, kernel = self.shape(node.input[0]), self.shape(node.input[3])
+        shape, kernel = self.view.shape(node.input[0]), self.view.shape(node.input[3])
         if len(shape) != 4 or len(kernel) != 4 or any(described.get("pads", ())) or max(described.get("strides", (1,))) > 1:
             return False
         images, rows, columns, channels = shape
@@ -83,24 +72,13 @@ class _Merge:
         copy.input[0] = merged
         copy.output[0] += self.suffix
         self.nodes.append(copy)
-        self.shapes[copy.output[0]] = (*fewer[:1], height, *fewer[2:3], kernel[0])
         self.reshape(copy.output[0], (images, height, columns, kernel[0]), node.output[0])
         return True
 
-    def shape(self, name: str) -> Shape:
-        """() where nothing is known."""
-        if name not in self.shapes:
-            value = self.values.get(name)
-            if isinstance(value, onnx.TensorProto):
-                self.shapes[name] = tuple(value.dims)
-            else:
-                self.shapes[name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim) if value is not None else ()
-        return self.shapes[name]
-
     def side_by_side(self, name: str, shape: Shape) -> str:
         """Maps that are the rows of one image, put together as rows of ``shape``; "" where they are not."""
-        concat = self.makers.get(name)
-        if concat is None or concat.op_type != "Concat" or attributes(concat)["axis"] != 1 or len(concat.input) != shape[1]:
+        concat = self.view.maker(name, "Concat")
+        if concat is None or attributes(concat)["axis"] != 1 or len(concat.input) != shape[1]:
             return ""
         if (name, shape) not in self.made:
             copy = copied(concat)
@@ -108,14 +86,13 @@ class _Merge:
             copy.output[0] += self.suffix
             copy.name += self.suffix
             self.nodes.append(copy)
-            self.shapes[copy.output[0]] = shape
             self.made[name, shape] = copy.output[0]
         return self.made[name, shape]
 
     def reshaped(self, name: str, shape: Shape) -> str:
         """``name`` in another ``shape``."""
-        maker = self.makers.get(name)
-        if maker is not None and maker.op_type == "Reshape":
+        maker = self.view.maker(name, "Reshape")
+        if maker is not None:
             name = maker.input[0]
         if (name, shape) not in self.made:
             self.made[name, shape] = self.reshape(name, shape, f"{name}{self.suffix}/" + "x".join(map(str, shape)))
@@ -124,10 +101,9 @@ class _Merge:
     def reshape(self, name: str, shape: Shape, output: str) -> str:
         target = self.targets.setdefault(shape, "merged-images/" + "x".join(map(str, shape)))
         self.nodes.append(helper.make_node("Reshape", [name, target], [output], f"{output}/reshape"))
-        self.shapes[output] = shape
         return output
 
 
 def _convolves(node: onnx.NodeProto) -> bool:
     """Whether a branch of ``node`` holds what might be merged."""
-    return any(inner.op_type == "QLinearConv" for a in node.attribute for inner in a.g.node)
+    return any(inner.op_type == "QLinearConv" for branch in branches(node) for inner in branch.node)

@@ -15,11 +15,11 @@ import math
 import numpy as np
 import onnx
 
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
+from wageubn_onnx.onnxir.trace import Int, Int8, Int32, Value, cast, clip, function
 from wageubn_onnx.passes.targets.cpu.affine import lifted
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.quantizers.integer import bounded
-from wageubn_onnx.quantizers.trace import Int, Int8, Int32, Value, cast, clip, function
 
 T = onnx.TensorProto
 CHANNELS = [0, 2, 3]  # the axes that a channel's sum runs over

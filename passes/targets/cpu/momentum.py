@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.passes.targets.cpu.joint import SMALL
-from wageubn_onnx.passes.targets.nodes import MICROSOFT, attributes, import_microsoft
 
 T = onnx.TensorProto
 SHORT = 2**15  # a kernel that adds pairs of products in int16 may not saturate

@@ -10,10 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
-from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
-from wageubn_onnx.quantizers.trace import (
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.trace import (
     Int32,
     Uint8,
     Uint16,
@@ -26,6 +24,8 @@ from wageubn_onnx.quantizers.trace import (
     minimum,
     reduce_max,
 )
+from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
+from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
 
 LIMIT = 1_500_000_000  # |gradient + decay|: below 2^30.5, so that its range is at most 2^30 and no sum below passes 2^31
 LEAST = 17  # the shortest shift of a decay

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.view import Array
 from wageubn_onnx.passes.targets.cpu.affine import AFFINE, finish, lifted
-from wageubn_onnx.passes.targets.cpu.edit import Array, Edit
 from wageubn_onnx.passes.targets.cpu.moments import channel_affine, has_16_bits
-from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
 LARGEST = 2**12 - 1  # of a deviation

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
 
 T = onnx.TensorProto
 SEVEN_BITS = 127

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Array, Edit
-from wageubn_onnx.quantizers.trace import Int, Int8, Ints, Uint8, Value, function, op
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.trace import Int, Int8, Ints, Uint8, Value, function, op
+from wageubn_onnx.onnxir.view import Array
 
 T = onnx.TensorProto
 FEWEST = 8  # channels from which on the kernel is the faster one

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import onnx
-from onnx import numpy_helper
 
-from wageubn_onnx.passes.targets.nodes import copied, only_typed, shapes, without_nodes
-from wageubn_onnx.passes.targets.tidy import captured
+from wageubn_onnx.onnxir.nodes import copied, only_typed, without_nodes
+from wageubn_onnx.onnxir.view import View, captured
 
-MOST = 8  # axes
 Shape = tuple[int | str, ...]
 
 
 def single_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers; of an inlined model. What nothing reads any more is left."""
-    changed, graph = without_nodes(model), model.graph
-    known: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes(model).items()} | {
-        t.name: tuple(t.dims) for t in graph.initializer
-    }
-    vectors = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT64 and len(t.dims) == 1 and t.dims[0] <= MOST]
-    targets: dict[str, tuple[int, ...]] = {t.name: tuple(numpy_helper.to_array(t).tolist()) for t in vectors}
+    changed, graph, view = without_nodes(model), model.graph, View(model.graph)
     keeps = {v.name for v in graph.output} | captured(graph.node)  # the names that something else wants
     renamed: dict[str, str] = {}
     sources: dict[str, str] = {}
@@ -28,12 +21,11 @@ def single_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         inputs = [renamed.get(name, name) for name in node.input]
         output = node.output[0]
-        target = targets.get(node.input[1]) if node.op_type == "Reshape" else None
-        shape: Shape | None = known.get(output) if target is None or min(target, default=1) < 1 else target
-        if target is not None and shape is not None:
+        shape = _shape(view, node) if node.op_type == "Reshape" else None
+        if shape is not None:
             inputs[0] = source = sources.get(inputs[0], inputs[0])
-            known[output] = shape
-            same = source if known.get(source) == shape else made.setdefault((source, shape), output)
+            is_same = view.is_typed(source) and tuple(view.sizes(source)) == shape
+            same = source if is_same else made.setdefault((source, shape), output)
             if same != output and output not in keeps:
                 renamed[output] = same
                 continue
@@ -45,3 +37,11 @@ def single_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     changed.graph.node.extend(nodes)
     only_typed(changed.graph)
     return changed
+
+
+def _shape(view: View, reshape: onnx.NodeProto) -> Shape | None:
+    """What ``reshape`` gives; None where no constant says it, or nothing does."""
+    target, output = view.constant(reshape.input[1]), reshape.output[0]
+    if target is None or view.is_typed(output):
+        return None if target is None else tuple(view.sizes(output))
+    return tuple(target.tolist()) if target.min(initial=1) > 0 else None

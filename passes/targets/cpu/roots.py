@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.trace import Int, Int32, Int64, Value, cast, function, reduce_sum
 from wageubn_onnx.quantizers.integer import bounded, radicand
-from wageubn_onnx.quantizers.trace import Int, Int32, Int64, Value, cast, function, reduce_sum
 
 STEP = 64
 GREATEST = STEP**2 - 1  # of a root

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.onnxir.edit import Edit
 
 T = onnx.TensorProto
 EXACT = 2**24  # sums below this are exact in float32

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
-from wageubn_onnx.passes.targets.nodes import attributes
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.onnxir.trace import Int, Int32, Value, function
 from wageubn_onnx.quantizers.integer import LIFT, SHIFT_LIMIT, bounded
-from wageubn_onnx.quantizers.trace import Int, Int32, Value, function
 
 
 @function("DirectQuantizeStatic", "q")

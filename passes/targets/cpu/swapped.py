@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.columns import CHANNELS_FIRST, CHANNELS_LAST
-from wageubn_onnx.passes.targets.cpu.edit import Edit
 from wageubn_onnx.passes.targets.cpu.operands import Preference, signed
-from wageubn_onnx.passes.targets.nodes import attributes
 
 T = onnx.TensorProto
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import onnx
 
-from wageubn_onnx.passes.targets.cpu.edit import Edit
+from wageubn_onnx.onnxir.edit import Edit
+from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.matrix import reverses, taps_first
-from wageubn_onnx.passes.targets.nodes import attributes
 
 
 def turned_kernels(edit: Edit) -> None:

@@ -6,13 +6,12 @@ onnxruntime puts constant int8 kernels of 16 channels, or a multiple, into an or
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from wageubn_onnx.passes.targets.nodes import copied, without_nodes
+from wageubn_onnx.onnxir.nodes import copied, without_nodes
+from wageubn_onnx.onnxir.view import Array, View
 
 FLIP = np.uint8(128)
 BIAS, ZERO, KERNEL = 8, 5, 3  # operands
@@ -22,8 +21,8 @@ SUFFIX = "/unsigned"
 def unsigned_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model."""
     changed, graph = without_nodes(model), model.graph
-    constants = {t.name: t for t in graph.initializer}
-    made: dict[str, np.ndarray[Any, Any]] = {}
+    constants = View(graph).constants
+    made: dict[str, Array] = {}
     for node in graph.node:
         kernel = constants.get(node.input[KERNEL]) if node.op_type == "QLinearConv" else None
         is_late = len(node.input) > BIAS and node.input[BIAS] not in constants

@@ -7,8 +7,7 @@ an output map.
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -16,11 +15,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.passes.targets.nodes import attributes, copied
+from wageubn_onnx.onnxir.nodes import attributes, copied
+from wageubn_onnx.onnxir.view import View, branches
 
 WHOLE = 16
 SUFFIX = "/whole"
-Types = MutableMapping[str, tuple[int, list[int | str]]]  # dtype and shape; a str for a size without a number
 
 
 def whole_products(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -42,8 +41,8 @@ def whole_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Put:
     """What takes the place of a node: nodes, with the types of what they make, and constants."""
 
-    def __init__(self, types: Types, constants: dict[str, list[int]]) -> None:
-        self.types, self.constants = types, constants
+    def __init__(self, view: View, constants: dict[str, list[int]]) -> None:
+        self.view, self.constants = view, constants
         self.nodes: list[onnx.NodeProto] = []
         self.values: list[onnx.ValueInfoProto] = []
 
@@ -58,14 +57,13 @@ class _Put:
         return output
 
     def type(self, name: str, dtype: int, shape: list[int | str]) -> None:
-        self.types[name] = dtype, shape
         self.values.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def size(self, node: onnx.NodeProto, name: str, axis: int) -> int:
         """That of tensor ``name``, which ``node`` has to do with."""
-        shape = self.types[name][1] if name in self.types else []
+        shape = self.view.shape(name)
         size = shape[axis] if shape else 0
-        if not isinstance(size, int) or size < 1:
+        if size < 1:
             raise WageubnError(f"node {node.name!r}: the size of {name} is open; convert the model again")
         return size
 
@@ -77,30 +75,22 @@ def _changed(model: onnx.ModelProto, kind: str, form: Form) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     constants: dict[str, list[int]] = {}
-    _rewrite(result.graph, {}, constants, kind, form)
+    _rewrite(View(result.graph), constants, kind, form)
     result.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in constants.items())
     return result
 
 
-def _rewrite(graph: onnx.GraphProto, outer: Types, constants: dict[str, list[int]], kind: str, form: Form) -> None:
-    """Put ``form`` in the place of the nodes of ``kind``, in branches, too; ``outer``: the types around a branch."""
-    put = _Put(ChainMap(dict(_types(graph)), outer), constants)
+def _rewrite(view: View, constants: dict[str, list[int]], kind: str, form: Form) -> None:
+    """Put ``form`` in the place of the nodes of ``kind``, in branches, too."""
+    graph, put = view.graph, _Put(view, constants)
     for node in graph.node:
-        for branch in (a.g for a in node.attribute if a.HasField("g")):
-            _rewrite(branch, put.types, constants, kind, form)
+        for branch in branches(node):
+            _rewrite(View(branch, view), constants, kind, form)
         if node.op_type != kind or not form(put, node):
             put.nodes.append(node)
     del graph.node[:]
     graph.node.extend(put.nodes)
     graph.value_info.extend(put.values)
-
-
-def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, list[int | str]]]]:
-    for t in graph.initializer:
-        yield t.name, (t.data_type, list(t.dims))
-    for v in (*graph.input, *graph.output, *graph.value_info):
-        kind = v.type.tensor_type
-        yield v.name, (kind.elem_type, [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim])
 
 
 def _product(put: _Put, node: onnx.NodeProto) -> bool:
@@ -109,13 +99,13 @@ def _product(put: _Put, node: onnx.NodeProto) -> bool:
     more = -columns % WHOLE
     if not more:
         return False
-    dtype, shape = put.types[right]
+    dtype, shape = put.view.dtype(right), put.view.sizes(right)
     wide = put.node("Pad", [right, put.constant([0] * (2 * len(shape) - 1) + [more])], output + SUFFIX + "/right")
     put.type(wide, dtype, [*shape[:-1], columns + more])
     new = copied(node)
     new.input[1], new.output[0] = wide, output + SUFFIX
     put.nodes.append(new)
-    put.type(new.output[0], onnx.TensorProto.INT32, [*put.types[output][1][:-1], columns + more])
+    put.type(new.output[0], onnx.TensorProto.INT32, [*put.view.sizes(output)[:-1], columns + more])
     put.node("Slice", [new.output[0], put.constant([0]), put.constant([columns]), put.constant([-1])], output)
     return True
 
@@ -136,6 +126,6 @@ def _convolution(put: _Put, node: onnx.NodeProto) -> bool:
     new.attribute.append(helper.make_attribute("pads", pads))
     new.output[0] = output + SUFFIX
     put.nodes.append(new)
-    put.type(new.output[0], onnx.TensorProto.INT32, [*put.types[output][1][:2], *whole])
+    put.type(new.output[0], onnx.TensorProto.INT32, [*put.view.sizes(output)[:2], *whole])
     put.node("Slice", [new.output[0], put.constant([0, 0]), put.constant([height, width]), put.constant([2, 3])], output)
     return True

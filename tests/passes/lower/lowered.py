@@ -13,7 +13,7 @@ from float64 import float64_copy, run_reference
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair
 from wageubn_onnx.graph import Model, Tensor, to_proto
-from wageubn_onnx.infer import dtype_for
+from wageubn_onnx.onnxir.infer import dtype_for
 from wageubn_onnx.passes.lower.integers import RULES
 from wageubn_onnx.passes.lower.lowering import Lowering
 

@@ -9,16 +9,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.onnxir.edit import rewritten
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import MICROSOFT
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.roots import GREATEST, stepwise_roots
-from wageubn_onnx.passes.targets.nodes import MICROSOFT
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.quantizers.integer import DIRECT_ROOT
 from wageubn_onnx.runtime.kernels import kernels
 

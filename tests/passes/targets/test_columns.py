@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from wageubn_onnx.geometry import Window
+from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.columns import flat_columns
-from wageubn_onnx.passes.targets.cpu.edit import rewritten
 
 Array = np.ndarray[Any, Any]
 N, CHANNELS, ERRORS = 3, 2, 4  # images, channels of the maps and of the errors

@@ -16,14 +16,14 @@ from faults import steps
 from machines import Able, Choosy, Lacking, Plain, everything_fires
 from wageubn_onnx import Artifacts, Config, convert
 from wageubn_onnx.composites import expanded
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.edit import Rewrite, rewritten
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.nodes import MICROSOFT
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import bodies_for, for_cpu, passes_for
-from wageubn_onnx.passes.targets.cpu.edit import Rewrite, rewritten
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
 from wageubn_onnx.passes.targets.cpu.operands import int8_images
-from wageubn_onnx.passes.targets.nodes import MICROSOFT
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.kernels import kernels
 

@@ -15,11 +15,11 @@ from drawn import Layer, Source, sources
 from machines import Choosy, Plain, everything_fires
 from networks import ort_session
 from wageubn_onnx.artifacts import Artifacts
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import for_cpu
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.portable import portable
-from wageubn_onnx.passes.targets.tidy import tidy
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.runtime.kernels import kernels
 

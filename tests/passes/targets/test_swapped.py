@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from wageubn_onnx.graph import DOMAIN
-from wageubn_onnx.inline import inline
-from wageubn_onnx.passes.targets.cpu.edit import rewritten
+from wageubn_onnx.onnxir.edit import rewritten
+from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
 from wageubn_onnx.quantizers import integer

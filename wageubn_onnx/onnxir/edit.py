@@ -12,11 +12,11 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.graph import DOMAIN, PREFIX
-from wageubn_onnx.passes.targets.nodes import without_nodes
-from wageubn_onnx.passes.targets.tidy import needed
+from wageubn_onnx.onnxir.nodes import without_nodes
+from wageubn_onnx.onnxir.tidy import needed
+from wageubn_onnx.onnxir.view import View
 
 T = onnx.TensorProto
-Array = np.ndarray[Any, Any]
 MOVES = ("Cast", "Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Unsqueeze")  # elements of their input, or zeros
 
 Rewrite = Callable[["Edit"], None]  # a pass
@@ -31,18 +31,14 @@ def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite]) -> onnx.Mod
     return edit.done()
 
 
-class Edit:
+class Edit(View):
     """A copy of ``model``, whose nodes `done` copies. A pass sees what the one before it left; what it puts in comes after it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = without_nodes(model)
+        super().__init__(self.model.graph)
         self.made_by = ""
-        graph = self.model.graph
         self.arrange(model.graph.node)
-        self._constants = {t.name: t for t in graph.initializer}
-        values = (*graph.input, *graph.output, *graph.value_info)
-        self._types = {v.name: v.type.tensor_type for v in values}
-        self._shapes: dict[str, list[int]] = {}
         self._bounds: dict[str, int] = {}  # of what took the place of a quantizer
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._dropped: set[str] = set()
@@ -62,8 +58,7 @@ class Edit:
     def arrange(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Take ``nodes``, in their order, in the place of all that there are."""
         self.nodes: list[onnx.NodeProto] = []
-        self.makers: dict[str, onnx.NodeProto] = {}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        self.makers, self.readers = {}, {}
         for node in nodes:
             self._append(self.nodes, node)
 
@@ -96,42 +91,9 @@ class Edit:
 
     # ---- what is there ----
 
-    def maker(self, name: str, *kinds: str) -> onnx.NodeProto | None:
-        """The node that makes tensor ``name``, if it is of one of ``kinds``, or of any where none is given."""
-        node = self.makers.get(name)
-        return node if node is not None and (not kinds or node.op_type in kinds) else None
-
     def calls(self, kind: str) -> list[onnx.NodeProto]:
         """The calls of a composite, such as ``ConvWeightGradient``, in the order of the graph."""
         return [node for node in self.nodes if kind_of(node.op_type) == kind]
-
-    def constant(self, name: str) -> Array | None:
-        """The value of an initializer."""
-        return numpy_helper.to_array(self._constants[name]) if name in self._constants else None
-
-    def scalar(self, name: str) -> int | None:
-        """The value of an initializer with one element."""
-        value = self.constant(name)
-        return int(value.item()) if value is not None and value.size == 1 else None
-
-    def is_typed(self, name: str) -> bool:
-        """Whether anything is known of its dtype and shape."""
-        return name in self._constants or name in self._types
-
-    def shape(self, name: str) -> list[int]:
-        """Of a tensor or an initializer; 0 for a size without a number, [] where nothing is known."""
-        if name not in self._shapes:
-            if not self.is_typed(name):
-                return []
-            known = self._constants.get(name)
-            self._shapes[name] = [d.dim_value for d in self._types[name].shape.dim] if known is None else list(known.dims)
-        return list(self._shapes[name])
-
-    def dtype(self, name: str) -> int:
-        """The onnx.TensorProto.DataType."""
-        if name in self._constants:
-            return int(self._constants[name].data_type)
-        return int(self._types[name].elem_type) if name in self._types else onnx.TensorProto.UNDEFINED
 
     def bound(self, name: str) -> int | None:
         """The greatest magnitude of an integer tensor, as far as its values, its quantizer (seen through nodes that only move
@@ -171,7 +133,7 @@ class Edit:
         info = helper.make_tensor_value_info(name, dtype, list(shape))
         self.model.graph.value_info.append(info)
         self._shapes.pop(name, None)
-        self._types[name] = info.type.tensor_type
+        self.types[name] = info.type.tensor_type
         return name
 
     def put(self, value: Any, dtype: Any) -> str:
@@ -180,7 +142,7 @@ class Edit:
         name = f"{self.made_by}/const.{self._count}"
         tensor = numpy_helper.from_array(np.asarray(value, dtype), name)
         self.model.graph.initializer.append(tensor)
-        self._constants[name] = tensor
+        self.constants[name] = tensor
         return name
 
     def before(self, anchor: onnx.NodeProto, kind: str, inputs: Sequence[str], output: str = "", **attrs: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import helper, numpy_helper
 
 from wageubn_onnx.graph import IR_VERSION, OPSET, PREFIX
+from wageubn_onnx.onnxir.view import Array, branches
 
-Array = np.ndarray[Any, Any]
+M = TypeVar("M", bound=Message)
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 ELEMENTWISE = (
     "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Clip", "Div", "Equal", "Greater",
@@ -78,19 +80,9 @@ class Nodes:
 
 def retyped(value: onnx.ValueInfoProto, dtype: int) -> onnx.ValueInfoProto:
     """``value`` of another dtype."""
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
+    copy = copied(value)
     copy.type.tensor_type.elem_type = dtype
     return copy
-
-
-def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
-    """Of every tensor of which ``model`` says it; a str for a dimension without a number."""
-    graph = model.graph
-    return {
-        v.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in v.type.tensor_type.shape.dim]
-        for v in (*graph.input, *graph.output, *graph.value_info)
-    }
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -104,10 +96,10 @@ def import_microsoft(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
-def copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A node like it, that belongs to no graph."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+def copied(message: M) -> M:
+    """A node, graph or model like it, that belongs to nothing."""
+    copy: M = type(message)()
+    copy.CopyFrom(message)
     return copy
 
 
@@ -132,7 +124,7 @@ def only_read(graph: onnx.GraphProto) -> None:
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:
-    inner = (a.g for node in graph.node for a in node.attribute if a.HasField("g"))
+    inner = (branch for node in graph.node for branch in branches(node))
     own = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
     return own.union(*map(_read, inner))
 

@@ -8,12 +8,10 @@ import pkgutil
 import numpy as np
 import onnx
 import pytest
-from kernels import Kernel, call_model
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.passes.targets import cpu
-from wageubn_onnx.quantizers import floating, integer
-from wageubn_onnx.quantizers.trace import (
+from kernels import Kernel, call_model
+from wageubn_onnx.onnxir.trace import (
     Float,
     Int,
     Int8,
@@ -31,6 +29,8 @@ from wageubn_onnx.quantizers.trace import (
     variants,
     where,
 )
+from wageubn_onnx.passes.targets import cpu
+from wageubn_onnx.quantizers import floating, integer
 
 
 def lines(made: onnx.FunctionProto) -> list[str]:

@@ -17,7 +17,7 @@ from networks import BATCH, MEAN, STD, TOPOLOGIES, images, labels, run_ort
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
-from wageubn_onnx.inline import inline
+from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
 

@@ -15,12 +15,11 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from wageubn_onnx.graph import OPSET
-from wageubn_onnx.passes.targets.nodes import copied, without_nodes
+from wageubn_onnx.onnxir.nodes import copied, only_typed, without_nodes
+from wageubn_onnx.onnxir.view import Array, View, branches, captured, constant_value
 
-Array = np.ndarray[Any, Any]
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 NEUTRAL_UINT8 = {"Max": 0, "Min": 255}  # where a kernel saturates by itself
-BRANCHING = ("If", "Loop", "Scan")
 LARGEST = 2**16  # elements that a folded constant may have: more would cost more memory than it saves time
 
 
@@ -34,7 +33,7 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
 def _once(model: onnx.ModelProto) -> onnx.ModelProto:
     """Each constant and computation once, and what the types that ``model`` states show to change nothing not at all."""
     graph = model.graph
-    types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    types = View(graph).types
     outputs = {output.name for output in graph.output} | captured(graph.node)
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     renamed: dict[str, str] = {}
@@ -73,13 +72,6 @@ def _reading(node: onnx.NodeProto, inputs: list[str]) -> onnx.NodeProto:
     copy = copied(node)
     copy.input[:] = inputs
     return copy
-
-
-def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """What subgraphs read of the graph around them: these tensors keep their names."""
-    inner = [n for node in nodes if node.op_type in BRANCHING for a in node.attribute if a.HasField("g") for n in a.g.node]
-    made = {name for node in inner for name in node.output}
-    return {name for node in inner for name in node.input if name not in made} | (captured(inner) if inner else set())
 
 
 def _unchanged(node: onnx.NodeProto, inputs: list[str], types: Mapping[str, Any], constants: Mapping[str, Array]) -> str | None:
@@ -143,19 +135,12 @@ def content(value: Array) -> tuple[str, tuple[int, ...], bytes]:
     return value.dtype.str, value.shape, value.tobytes()
 
 
-def constant_value(attribute: onnx.AttributeProto) -> Array:
-    """What a Constant node holds: ``value``, or one of its short forms for integers."""
-    if attribute.name == "value":
-        return numpy_helper.to_array(attribute.t)
-    return np.asarray(onnx.helper.get_attribute_value(attribute), np.int64)
-
-
 def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Those that an output depends on; ``nodes`` are in topological order."""
     read, found = set(outputs), []
     for node in reversed(nodes):
         if not read.isdisjoint(node.output):
-            read.update(node.input, captured([node]) if node.op_type in BRANCHING else ())
+            read.update(node.input, captured([node]))
             found.append(node)
     return found[::-1]
 
@@ -176,9 +161,7 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
         graph.node.append(node)
         if inputs != read:
             graph.node[-1].input[:] = inputs
-        if node.op_type not in BRANCHING:
-            continue
-        for branch in (a.g for a in graph.node[-1].attribute if a.HasField("g")):
+        for branch in branches(graph.node[-1]):
             inner = needed(branch.node, [output.name for output in branch.output])
             if len(inner) < len(branch.node):
                 copies = list(map(copied, inner))
@@ -186,8 +169,5 @@ def _assembled(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: d
                 branch.node.extend(copies)
     kept = dict.fromkeys(stored.values()) | dict.fromkeys(sorted(captured(nodes) & constants.keys()))
     graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in kept)
-    made = {name for node in nodes for name in node.output}
-    types = [v for v in graph.value_info if v.name in made]
-    del graph.value_info[:]
-    graph.value_info.extend(types)
+    only_typed(graph)
     return result

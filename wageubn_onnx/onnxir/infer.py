@@ -46,7 +46,7 @@ def infer(kind: str, inputs: Inputs, attrs: Attrs) -> TensorType:
     Raises WageubnError for an operator without an entry, or shapes that do not fit.
     """
     if kind not in TABLE:
-        raise WageubnError(f"no shape rule for operator {kind}; add one to wageubn_onnx/infer.py")
+        raise WageubnError(f"no shape rule for operator {kind}; add one to wageubn_onnx/onnxir/infer.py")
     return TABLE[kind](inputs, attrs)
 
 
