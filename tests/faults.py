@@ -14,8 +14,8 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.onnxir.edit import Edit, rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
-from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu import TIDY, Machine, inlined_passes_for, passes_for
+from wageubn_onnx.passes.targets import tidy
+from wageubn_onnx.passes.targets.cpu import Machine, inlined_passes_for, passes_for
 
 T = onnx.TensorProto
 NUMBERS = (T.FLOAT, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64)
@@ -39,7 +39,7 @@ def steps(step: onnx.ModelProto, machine: Machine) -> Iterator[tuple[str, onnx.M
         del edit.model.graph.node[:]
         yield name, step, after
         step = after
-    for name, one_idea in ({TIDY: lambda model: tidy(inline(model))} | inlined_passes_for(machine)).items():
+    for name, one_idea in ({tidy.PASS.name: lambda model: tidy.PASS.run(inline(model))} | inlined_passes_for(machine)).items():
         after = one_idea(step)
         yield name, step, after
         step = after
@@ -57,7 +57,7 @@ def for_cpu_with(fault: str, seed: int) -> Callable[..., onnx.ModelProto]:
         if fault in edits:
             step = spoilt(before, step, seed)
         step = inline(rewritten(step, {name: edits[name] for name in names[len(first) :]}))
-        for name, rewrite in ({TIDY: tidy} | inlined_passes_for(machine)).items():
+        for name, rewrite in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             if name not in without:
                 after = rewrite(step)
                 step = spoilt(step, after, seed) if name == fault else after
