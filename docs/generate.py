@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wageubn_onnx.passbase import Pass
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.pipeline import STAGES
 from wageubn_onnx.quantizers.symbols import SYMBOLS
 from wageubn_onnx.stages import CONTRACTS
 
+CALLS = {
+    (False, False): "and no functions.",
+    (True, False): "and calls of composites.",
+    (True, True): "and calls of composites and of quantize functions.",
+}
 PAGE = Path(__file__).with_name("passes.md")
 
 
@@ -22,16 +30,29 @@ def page() -> str:
             lines.append(f"| {step.name} | {step.summary} | [{step.file}](../{step.file}) | {symbols} |")
         contract = CONTRACTS[stage.name]
         lines += ["", f"Legal operators: {', '.join(sorted(contract.ops))}"]
-        lines += [("and calls of quantize functions." if contract.functions else "and no functions."), ""]
+        lines += [CALLS[contract.composites, contract.quantizers], ""]
     lines += [
-        "Targets rewrite `int_training` further, to the same integers: [performance.md](performance.md) has the passes for",
-        "onnxruntime's CPU kernels, [backends.md](backends.md) the other targets, and how `verify` finds the pass or the",
-        "kernel that changes a number.",
+        "## Targets",
+        "",
+        "Targets rewrite `int_training` further, to the same integers. [performance.md](performance.md) says what the passes for",
+        "onnxruntime's CPU kernels gain, [backends.md](backends.md) how `verify` finds the pass or the kernel that changes a",
+        "number.",
         "",
     ]
+    for target, passes in PASSES.items():
+        lines += [f"### {target}", "", "| pass | does | file | needs, exact |", "| --- | --- | --- | --- |"]
+        lines += [f"| {p.name} | {p.summary} | [{p.file}](../{p.file}) | {_needs(p)} |" for p in passes]
+        lines.append("")
     lines += ["## Symbols", "", "| symbol | role | on |", "| --- | --- | --- |"]
     lines += [f"| {symbol} | {role} | {meaning} |" for role, (symbol, meaning) in SYMBOLS.items()]
     return "\n".join(lines) + "\n"
+
+
+def _needs(one: Pass) -> str:
+    if not isinstance(one, Form):
+        return ""
+    instead = [f"in place of {one.instead_of.value}"] if one.instead_of else []
+    return "; ".join([kernel.value for kernel in one.needs] + instead)
 
 
 if __name__ == "__main__":

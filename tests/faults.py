@@ -15,8 +15,8 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.onnxir.edit import Edit, rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
-from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu import TIDY, Machine, bodies_for, inlined_passes_for, passes_for
+from wageubn_onnx.passes.targets import tidy
+from wageubn_onnx.passes.targets.cpu import Machine, bodies_for, inlined_passes_for, passes_for
 
 T = onnx.TensorProto
 NUMBERS = (T.FLOAT, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64)
@@ -42,7 +42,7 @@ def steps(step: onnx.ModelProto, machine: Machine) -> Iterator[tuple[str, onnx.M
             yield name, step, after
             step = after
         step = expanded(step)
-    for name, one_idea in ({TIDY: lambda model: tidy(inline(model))} | inlined_passes_for(machine)).items():
+    for name, one_idea in ({tidy.PASS.name: lambda model: tidy.PASS.run(inline(model))} | inlined_passes_for(machine)).items():
         after = one_idea(step)
         yield name, step, after
         step = after
@@ -62,7 +62,7 @@ def for_cpu_with(fault: str, seed: int) -> Callable[..., onnx.ModelProto]:
                 step = spoilt(before, step, seed)
             step = expanded(rewritten(step, {name: edits[name] for name in names[len(first) :]}))
         step = inline(step)
-        for name, rewrite in ({TIDY: tidy} | inlined_passes_for(machine)).items():
+        for name, rewrite in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             if name not in without:
                 after = rewrite(step)
                 step = spoilt(step, after, seed) if name == fault else after

@@ -549,24 +549,29 @@ def inspect(path: Path, layers: bool, as_json: bool) -> None:
 @cli.command(epilog=_example("wageubn-onnx passes"))
 @json_option
 def passes(as_json: bool) -> None:
-    """List the stages and the passes that lead to them, in order."""
+    """List the stages and the passes that lead to them, in order, and the passes of targets."""
+    from wageubn_onnx.passes.targets.table import PASSES
     from wageubn_onnx.pipeline import STAGES
+
+    groups = [("stage", stage.name, stage.summary, stage.passes) for stage in STAGES]
+    groups += [("target", name, "what `export` makes of int_training", passes) for name, passes in PASSES.items()]
 
     if as_json:
         _print_json(
             [
                 {
-                    "stage": stage.name,
-                    "summary": stage.summary,
-                    "passes": [{"name": p.name, "file": p.file, "summary": p.summary} for p in stage.passes],
+                    kind: name,
+                    "summary": summary,
+                    "passes": [{"name": p.name, "file": p.file, "summary": p.summary} for p in passes],
                 }
-                for stage in STAGES
+                for kind, name, summary, passes in groups
             ]
         )
         return
-    for stage in STAGES:
-        rows = [[step.name, step.summary, step.file] for step in stage.passes]
-        print_table(f"{stage.name}: {stage.summary}", ["pass", "does", "file"], rows)
+    for kind, name, summary, passes in groups:
+        rows = [[step.name, step.summary, step.file] for step in passes]
+        title = name if kind == "stage" else f"target {name}"
+        print_table(f"{title}: {summary}", ["pass", "does", "file"], rows)
 
 
 @cli.command(epilog=_example("wageubn-onnx export r20 --target onnxruntime -o r20-ort"))

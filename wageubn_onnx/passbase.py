@@ -1,4 +1,4 @@
-"""What a pass is: a name, a sentence, and a function from model to model."""
+"""What a pass is: a name, a sentence, and a function that rewrites a model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from wageubn_onnx.graph import Model
 
 @dataclass(frozen=True)
 class Pass:
-    """One step of the pipeline.
+    """One step of the pipeline, or of what a target makes of its end.
 
-    name: as `wageubn-onnx passes` lists it and as nodes record it. summary: what it does, in one sentence. run: rewrites the
-    model in place, or returns the model that takes its place. roles: the data paths it puts quantizers on.
+    name: as `wageubn-onnx passes` lists it and as nodes record it. summary: what it does, in one sentence. run: in the pipeline,
+    of a model and a `Config`: rewrites the model in place, or returns the model that takes its place; in a target, of an ONNX
+    model: returns another one. roles: the data paths it puts quantizers on.
     """
 
     name: str
     summary: str
-    run: Callable[[Any, Config], Model | None]
+    run: Callable[..., Any]
     roles: tuple[str, ...] = ()
 
     @property
@@ -31,9 +32,9 @@ class Pass:
     @property
     def file(self) -> str:
         """The same as a path from the repository's root."""
-        return self.module.removeprefix("wageubn_onnx.").replace(".", "/") + ".py"
+        return self.module.removeprefix("wageubn_onnx." if ".passes." in self.module else "").replace(".", "/") + ".py"
 
-    def __call__(self, model: Any, config: Config) -> Model:
+    def __call__(self, model: Any, config: Config) -> Any:
         """Apply the pass; whatever it adds to ``model`` carries its name."""
         if not isinstance(model, Model):
             made = self.run(model, config)

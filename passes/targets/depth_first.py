@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from wageubn_onnx.onnxir.nodes import copied
+from wageubn_onnx.passbase import Pass
 
 
 def depth_first(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -31,3 +32,6 @@ def depth_first(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(model.graph.node[index] for index in order)
     return result
+
+
+PASS = Pass("depth-first", "nodes in the order in which the outputs need them, so that few tensors live at a time", depth_first)

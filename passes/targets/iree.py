@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from wageubn_onnx.onnxir.nodes import copied
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.passbase import Pass
 
 T = onnx.TensorProto
 ZERO = "iree/zero"
@@ -56,3 +57,6 @@ def _rewritten(node: onnx.NodeProto, view: View, constants: dict[str, onnx.Tenso
         yield made
         node.input[0], pads.ints[:] = padded, [0, 0, 0, 0]
     yield node
+
+
+PASS = Pass("for-iree", "int16 as int32, int64 Neg as Sub, uneven pads of a convolution as a Pad, for IREE's compiler", for_iree)

@@ -9,6 +9,7 @@ import onnx
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.onnxir.nodes import copied
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.passbase import Pass
 
 T = onnx.TensorProto
 WIDER: dict[int, int] = {T.INT8: T.INT32, T.INT16: T.INT32, T.UINT8: T.INT32, T.UINT16: T.INT32, T.UINT32: T.INT64}
@@ -61,3 +62,6 @@ def _cast(beside: onnx.NodeProto, source: str, target: str, dtype: int) -> onnx.
     cast = onnx.helper.make_node("Cast", [source], [target], target, to=dtype)
     cast.metadata_props.extend(beside.metadata_props)
     return cast
+
+
+PASS = Pass("portable", "arithmetic in int32 and int64, for which onnxruntime 1.17 has kernels", portable)

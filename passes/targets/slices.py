@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.onnxir.nodes import copied
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.passbase import Pass
 
 
 def reversed_slices_to_gathers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -41,3 +42,6 @@ def reversed_slices_to_gathers(model: onnx.ModelProto) -> onnx.ModelProto:
                 graph.value_info[-1].name = made
             name = made
     return result
+
+
+PASS = Pass("reversed-slices-to-gathers", "slices that run backwards as Gathers", reversed_slices_to_gathers)

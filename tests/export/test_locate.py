@@ -29,7 +29,7 @@ from wageubn_onnx.runtime.kernels import kernels
 
 pytestmark = pytest.mark.skipif(not kernels().is_exact(*Kernel), reason="the fused kernels are not exact here")
 SEEDS = 12  # faults of which one at least shows
-QUICK = ("affine-maps", "channels-last")
+QUICK = ("fuse-affine-maps", "channels-last")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_fault_in_a_pass_is_named(name: str, folder: Path) -> None:
 
 def test_a_pass_that_dies_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dying(step: onnx.ModelProto, machine: Machine, without: tuple[str, ...] = ()) -> onnx.ModelProto:
-        if "joint-states" not in without:
+        if "batch-small-tensors" not in without:
             raise KeyError("lost")
         return for_cpu(step, machine, without)
 
@@ -91,7 +91,7 @@ def test_a_pass_that_dies_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ort, "kernels", Choosy)
     (row,) = verify(folder, ["onnxruntime"], steps=1)
     assert row.wrong and row.failure == "KeyError: 'lost'"
-    assert row.place is not None and row.place.cause == "pass joint-states"
+    assert row.place is not None and row.place.cause == "pass batch-small-tensors"
 
 
 @pytest.mark.parametrize("kind", ["QLinearConv", "MatMulInteger"])
@@ -118,8 +118,8 @@ def test_a_wrong_kernel_of_the_reference_is_named(folder: Path, monkeypatch: pyt
 
 def test_the_command_says_it_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the fault for which intermediate tensors were once shown to the passes, which then made two nodes of one name."""
-    monkeypatch.setattr(ort, "for_cpu", for_cpu_with("masks-by-products", 0))
+    monkeypatch.setattr(ort, "for_cpu", for_cpu_with("mask-by-multiplication", 0))
     monkeypatch.setattr(ort, "kernels", Choosy)
     done = CliRunner().invoke(cli, ["verify", str(folder), "--targets", "onnxruntime", "--steps", "2", "--json"])
     assert done.exit_code == 1
-    assert {row["place"]["cause"] for row in json.loads(done.stdout)} == {"pass masks-by-products"}
+    assert {row["place"]["cause"] for row in json.loads(done.stdout)} == {"pass mask-by-multiplication"}

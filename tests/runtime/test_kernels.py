@@ -120,14 +120,14 @@ def forms(*lacking: Kernel) -> set[str]:
 
 def test_the_answers_choose_the_forms() -> None:
     everything = forms()
-    assert {"fused-products", "channels-last", "lean-moments", "int8-images"} <= everything
-    assert not {"whole-products", "whole-convolutions"} & everything
-    assert forms(Kernel.MATMUL) - everything == {"whole-products"}
-    assert forms(Kernel.CONV) - everything == {"whole-convolutions"}
-    assert everything - forms(Kernel.INT8) == {"int8-images", "swapped-gradients"}
-    assert everything - forms(Kernel.QLINEAR_ADD) == {"affine-maps", "fused-momentum"}
-    assert "fused-products" not in forms(Kernel.POOL) and "halved-weights" in forms(Kernel.POOL)
-    assert "halved-weights" not in forms(Kernel.UNSIGNED)
+    assert {"fuse-requantization", "channels-last", "batchnorm-statistics-by-products", "int8-images"} <= everything
+    assert not {"pad-matrix-products", "pad-convolutions"} & everything
+    assert forms(Kernel.MATMUL) - everything == {"pad-matrix-products"}
+    assert forms(Kernel.CONV) - everything == {"pad-convolutions"}
+    assert everything - forms(Kernel.INT8) == {"int8-images", "swap-weight-gradient-operands"}
+    assert everything - forms(Kernel.QLINEAR_ADD) == {"fuse-affine-maps", "fuse-momentum"}
+    assert "fuse-requantization" not in forms(Kernel.POOL) and "split-weights-high-low" in forms(Kernel.POOL)
+    assert "split-weights-high-low" not in forms(Kernel.UNSIGNED)
 
 
 def test_what_is_missing_is_what_no_form_can_replace() -> None:

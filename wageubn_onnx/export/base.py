@@ -14,6 +14,7 @@ import onnx
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.onnxir.inline import inline
+from wageubn_onnx.passbase import Pass
 from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import check_stage
@@ -86,16 +87,16 @@ class Passes:
     after: Callable[[int], onnx.ModelProto]
 
     @staticmethod
-    def chain(step: onnx.ModelProto, **passes: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Passes:
-        """Those that each rewrite a model, by their names with _ for -."""
+    def chain(step: onnx.ModelProto, passes: Sequence[Pass]) -> Passes:
+        """Those that each make a model of an inlined one."""
 
         def after(count: int) -> onnx.ModelProto:
             model = inline(step)
-            for rewrite in list(passes.values())[:count]:
-                model = rewrite(model)
+            for one in passes[:count]:
+                model = one.run(model)
             return model
 
-        return Passes(tuple(name.replace("_", "-") for name in passes), after)
+        return Passes(tuple(one.name for one in passes), after)
 
     @property
     def whole(self) -> onnx.ModelProto:

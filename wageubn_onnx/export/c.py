@@ -29,10 +29,8 @@ from wageubn_onnx.export.budget import what_fits
 from wageubn_onnx.export.memory import Memory, planned
 from wageubn_onnx.graph import OPSET
 from wageubn_onnx.onnxir.inline import inline
-from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.depth_first import depth_first
 from wageubn_onnx.passes.targets.kernels import Call, Kernels, Type, tensor_types
-from wageubn_onnx.passes.targets.slices import reversed_slices_to_gathers
+from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
 FILES = Path(__file__).with_name("files") / "c"
@@ -40,7 +38,6 @@ KERNELS, SOURCE, HEADER, INITIAL = "kernels.c", "wageubn.c", "wageubn.h", "initi
 BATCH = ("images", "labels", "lr", "gradient_range", "seed")
 MAGIC = b"WAGEUBN1"  # a saved state begins with it and 8 bytes that tell networks apart
 EMX = "emx-onnx-cgen"
-PASSES = {"tidy": tidy, "reversed_slices_to_gathers": reversed_slices_to_gathers, "depth_first": depth_first}
 FLAGS = ("-std=c99", "-fno-strict-aliasing")
 
 
@@ -81,8 +78,8 @@ class Program:
     def of(bundle: Bundle) -> Program:
         """That of a bundle which is lowered."""
         step, evaluation = bundle.lowered, _for_one_image(inline(bundle.evaluation))
-        for rewrite in PASSES.values():
-            evaluation = rewrite(evaluation)
+        for one in PASSES["c"]:
+            evaluation = one.run(evaluation)
         types = tensor_types(step)
         entries = bundle.manifest["state"]
         state = _fields([(entry["key"], entry["in"]) for entry in entries], types)
@@ -153,7 +150,7 @@ def _bytes(fields: Sequence[Field]) -> int:
 
 def passes(bundle: Bundle, budget: str | None = None) -> Passes:
     """Those for emx-onnx-cgen, and for little memory."""
-    return Passes.chain(bundle.step, **PASSES)
+    return Passes.chain(bundle.step, PASSES["c"])
 
 
 def write(bundle: Bundle, folder: Path, budget: str | None = None) -> dict[str, Any]:

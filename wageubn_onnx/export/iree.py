@@ -21,6 +21,7 @@ from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tens
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.iree import for_iree
+from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.folder import ArtifactFolder
 
 STEP, EVAL, STATE, TRAIN = "step.vmfb", "eval.vmfb", "state.npz", "train_iree.py"
@@ -35,7 +36,7 @@ FLAGS = (
 
 def passes(bundle: Bundle, triple: str | None = None) -> Passes:
     """Those for IREE's compiler."""
-    return Passes.chain(bundle.step, tidy=tidy, for_iree=for_iree)
+    return Passes.chain(bundle.step, PASSES["iree"])
 
 
 def write(bundle: Bundle, folder: Path, triple: str | None = None) -> dict[str, Any]:

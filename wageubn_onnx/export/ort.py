@@ -21,18 +21,16 @@ from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
-from wageubn_onnx.onnxir.inline import inline
-from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.onnxir.view import View
 from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, pass_names
-from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
-from wageubn_onnx.passes.targets.portable import portable as for_old_releases
+from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.releases import RIGHT, RIGHT_AND_COMPLETE
 from wageubn_onnx.runtime.selftest import trusted_kernels
 
 STEP, EVAL, STATE, TRAIN = "step.onnx", "eval.onnx", "state.npz", "train_onnxruntime.py"
+PORTABLE = "onnxruntime --portable"
 INT8 = "convolutions of int8 by uint8 that do not saturate: on an x86, VNNI; for another machine export there, or --portable"
 FUSED = "QLinear operators, some of com.microsoft, that do not saturate within (their scales are float parameters), as above"
 FILES = Path(__file__).with_name("files")
@@ -41,8 +39,7 @@ FILES = Path(__file__).with_name("files")
 def passes(bundle: Bundle, portable: bool = False) -> Passes:
     """Those for the kernels of this machine. ``portable``: for kernels that each release from 1.17 on has, and is right about."""
     if portable:
-        whole = {"whole_products": whole_products, "whole_convolutions": whole_convolutions}
-        return Passes.chain(bundle.step, tidy=tidy, **whole, portable=for_old_releases)
+        return Passes.chain(bundle.step, PASSES[PORTABLE])
     machine = kernels()
     names = pass_names(machine)
     return Passes(names, lambda count: for_cpu(bundle.step, machine, without=names[count:]))
@@ -50,10 +47,8 @@ def passes(bundle: Bundle, portable: bool = False) -> Passes:
 
 def write(bundle: Bundle, folder: Path, portable: bool = False) -> dict[str, Any]:
     """step.onnx, eval.onnx and state.npz."""
-    if portable:
-        evaluation = for_old_releases(whole_convolutions(whole_products(tidy(inline(bundle.evaluation)))))
-    else:
-        evaluation = exact_form(bundle.evaluation, kernels())
+    before = bundle.evaluation
+    evaluation = Passes.chain(before, PASSES[PORTABLE]).whole if portable else exact_form(before, kernels())
     models = {STEP: bundle.lowered, EVAL: evaluation}
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))

@@ -17,6 +17,7 @@ from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tens
 from wageubn_onnx.export.ort_worker import described
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
+from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.checkout import ROOT
 from wageubn_onnx.runtime.data import Dataset, load_data
 from wageubn_onnx.runtime.files import load_tensors, save_tensors
@@ -29,7 +30,7 @@ MODULES = ROOT / "build" / "web" / "node_modules"  # where `make test-backends` 
 
 def passes(bundle: Bundle, data: Path | None = None) -> Passes:
     """`tidy` alone."""
-    return Passes.chain(bundle.step, tidy=tidy)
+    return Passes.chain(bundle.step, PASSES["web"])
 
 
 def write(bundle: Bundle, folder: Path, data: Path | None = None) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Edit(View):
     def choose(self, anchor: onnx.NodeProto, condition: str, kind: str, inputs: Sequence[str], **attrs: Any) -> None:
         """Put an If in the place of ``anchor``: a node as `before` makes it where ``condition`` holds, else ``anchor``.
 
-        What only ``anchor`` needs is left where it is: `lazy-branches` moves it into the branch.
+        What only ``anchor`` needs is left where it is: `sink-into-branches` moves it into the branch.
         """
         output = anchor.output[0]
         domain, _, op = kind.rpartition(".")

@@ -34,7 +34,7 @@ from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.merged import merged_images
+from wageubn_onnx.passes.targets.cpu.merged import merge_images
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.cache import Cache
 from wageubn_onnx.runtime.models import session_options
@@ -254,7 +254,7 @@ def _probe(x: Array, w: Array, shift: int | None = None, last: bool = False) -> 
         node.domain = MICROSOFT
         node.attribute.append(helper.make_attribute("channels_last", 1))
     import_microsoft(model)
-    session = _session(merged_images(model))
+    session = _session(merge_images(model))
     return lambda: np.asarray(session.run(None, {"x": x, "w": w})[0])
 
 
@@ -279,7 +279,9 @@ def _matrix(x: Array, w: Array, shift: int) -> Callable[[], Array]:
     model = onnx.parser.parse_model(text)
     model.functions.extend([REQUANTIZED, ROUND_SHIFT["half_even"]])
     typed = onnx.shape_inference.infer_shapes(model)
-    fused = rewritten(typed, {"fused-products": lambda edit: fused_products(edit, lambda *shapes: False, lambda *shapes: True)})
+    fused = rewritten(
+        typed, {"fuse-requantization": lambda edit: fused_products(edit, lambda *shapes: False, lambda *shapes: True)}
+    )
     session = _session(channels_last(tidy(inline(fused))))
     image = x.transpose(0, 2, 3, 1).copy()
     return lambda: np.asarray(session.run(None, {"x": image, "w": w})[0])

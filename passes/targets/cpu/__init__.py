@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 
@@ -12,101 +13,117 @@ from wageubn_onnx.composites import expanded
 from wageubn_onnx.onnxir.edit import Rewrite, rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
-from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.affine import affine_maps
-from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
-from wageubn_onnx.passes.targets.cpu.columns import flat_columns
-from wageubn_onnx.passes.targets.cpu.early import early_quantizers
-from wageubn_onnx.passes.targets.cpu.extremes import bare_extremes
-from wageubn_onnx.passes.targets.cpu.flat import flat_tensors
-from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
-from wageubn_onnx.passes.targets.cpu.fused import fused_products
-from wageubn_onnx.passes.targets.cpu.halves import halved_weights
-from wageubn_onnx.passes.targets.cpu.hashing import uint32_hashes
-from wageubn_onnx.passes.targets.cpu.joint import joint_states
-from wageubn_onnx.passes.targets.cpu.layout import channels_last
-from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel, Machine
-from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
-from wageubn_onnx.passes.targets.cpu.merged import merged_images
-from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.momentum import fused_momentum
-from wageubn_onnx.passes.targets.cpu.narrow import narrow_gradients
-from wageubn_onnx.passes.targets.cpu.normalized import normalized_maps
-from wageubn_onnx.passes.targets.cpu.operands import int8_images
-from wageubn_onnx.passes.targets.cpu.phases import phases_by_kernel, phases_by_transpose
-from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
-from wageubn_onnx.passes.targets.cpu.reshapes import single_reshapes
-from wageubn_onnx.passes.targets.cpu.roots import stepwise_roots
-from wageubn_onnx.passes.targets.cpu.static import static_shifts
-from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
-from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
-from wageubn_onnx.passes.targets.cpu.unsigned import unsigned_kernels
-from wageubn_onnx.passes.targets.cpu.whole import whole_convolutions, whole_products
+from wageubn_onnx.passes.targets import tidy
+from wageubn_onnx.passes.targets.cpu import (
+    affine,
+    branches,
+    columns,
+    early,
+    extremes,
+    flat,
+    flips,
+    fused,
+    halves,
+    hashing,
+    joint,
+    layout,
+    masks,
+    merged,
+    moments,
+    momentum,
+    narrow,
+    normalized,
+    operands,
+    phases,
+    pools,
+    reshapes,
+    roots,
+    static,
+    swapped,
+    turned,
+    unsigned,
+    whole,
+)
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Machine
 
-TIDY = "tidy"
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
-Needs = tuple[Kernel, ...]
+
+BODIES: tuple[Form, ...] = ()
+"""Composites get other bodies than their own."""
+
+CALLS = (
+    early.PASS,
+    fused.PASS,
+    affine.PASS,
+    normalized.PASS,
+    roots.PASS,
+    halves.PASS,
+    momentum.PASS,
+    static.PASS,
+    hashing.PASS,
+    narrow.PASS,
+    moments.PASS,
+    pools.PASS,
+    operands.PASS,
+    columns.PASS,
+    swapped.PASS,
+    turned.PASS,
+    phases.BY_KERNEL,
+    phases.BY_TRANSPOSE,
+    extremes.PASS,
+    joint.PASS,
+)
+"""Quantizers are calls: each rewrites an `Edit`."""
+
+EXACT = (whole.PRODUCTS, whole.CONVOLUTIONS)
+"""What takes the place of kernels that are wrong on a machine, in an inlined and tidy step or inference: first, while the type
+of every tensor is stated."""
+
+INLINED = (
+    *EXACT,
+    layout.PASS,
+    merged.PASS,
+    unsigned.PASS,
+    flat.PASS,
+    reshapes.PASS,
+    flips.PASS,
+    branches.PASS,
+    masks.PASS,
+)
+"""All that is left are operators: each makes a model of a model."""
+
+PASSES = (*BODIES, *CALLS, tidy.PASS, *INLINED)
+"""In the order of `for_cpu`."""
 
 
 def bodies_for(machine: Machine) -> dict[str, Rewrite]:
-    """Those that give composites other bodies than their own."""
-    passes: dict[str, tuple[Needs, Rewrite]] = {}
-    return {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
+    """Those of `BODIES` that suit ``machine``."""
+    return _chosen(BODIES, machine)
 
 
 def passes_for(machine: Machine) -> dict[str, Rewrite]:
-    """The passes for ``machine``, in their order: those whose kernels are exact there."""
-    by_steps = machine.is_exact(*LAST, Kernel.QLINEAR_MUL)
-    passes: dict[str, tuple[Needs, Rewrite]] = {
-        "early-quantizers": ((), early_quantizers),
-        "fused-products": (LAST, lambda edit: fused_products(edit, machine.prefers_fused, machine.prefers_matrix)),
-        "affine-maps": ((*LAST, Kernel.QLINEAR_ADD), affine_maps),
-        "normalized-maps": (LAST, normalized_maps),
-        "stepwise-roots": ((), stepwise_roots),
-        "halved-weights": ((Kernel.UNSIGNED,), halved_weights),
-        "fused-momentum": ((Kernel.UNSIGNED, Kernel.QLINEAR_ADD, Kernel.SUMS), fused_momentum),
-        "static-shifts": ((), static_shifts),
-        "uint32-hashes": ((Kernel.UNSIGNED,), uint32_hashes),
-        "narrow-gradients": ((Kernel.UNSIGNED,), narrow_gradients),
-        "lean-moments": ((Kernel.SUMS,), lambda edit: lean_moments(edit, by_steps)),
-        "pools-from-taps": ((Kernel.UNSIGNED,), pools_from_taps),
-        "int8-images": ((Kernel.INT8,), lambda edit: int8_images(edit, machine.prefers_int8)),
-        "flat-columns": ((), lambda edit: flat_columns(edit, machine.prefers_int8)),
-        "swapped-gradients": ((Kernel.INT8,), lambda edit: swapped_gradients(edit, machine.prefers_int8)),
-        "turned-kernels": ((), turned_kernels),
-        "phases-by-kernel": (LAST, phases_by_kernel),
-        "phases-by-transpose": ((), phases_by_transpose),
-        "bare-extremes": ((), lambda edit: bare_extremes(edit, machine.is_exact(Kernel.UNSIGNED))),
-        "joint-states": ((), joint_states),
-    }
-    return {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
+    """Those of `CALLS`."""
+    return _chosen(CALLS, machine)
 
 
 def inlined_passes_for(machine: Machine) -> dict[str, ModelPass]:
-    """Those for the inlined and tidy step, in their order."""
-    passes: dict[str, tuple[Needs, ModelPass]] = {
-        "channels-last": (LAST, channels_last),
-        "merged-images": (LAST, merged_images),
-        "unsigned-kernels": (LAST, unsigned_kernels),
-        "flat-tensors": ((), flat_tensors),
-        "single-reshapes": ((), single_reshapes),
-        "flips-by-addition": ((Kernel.UNSIGNED,), flips_by_addition),
-        "lazy-branches": ((), lazy_branches),
-        "masks-by-products": ((Kernel.UNSIGNED,), masks_by_products),
-    }
-    taken = {name: one_idea for name, (needs, one_idea) in passes.items() if machine.is_exact(*needs)}
-    return whole_forms_for(machine) | taken  # these first, while the type of every tensor is stated
+    """Those of `INLINED`."""
+    return _chosen(INLINED, machine)
 
 
 def whole_forms_for(machine: Machine) -> dict[str, ModelPass]:
-    """Those that take the place of what is not exact on ``machine``, in an inlined and tidy step or inference."""
-    passes = {Kernel.MATMUL: ("whole-products", whole_products), Kernel.CONV: ("whole-convolutions", whole_convolutions)}
-    return dict(named for kernel, named in passes.items() if not machine.is_exact(kernel))
+    """Those of `EXACT`."""
+    return _chosen(EXACT, machine)
+
+
+def _chosen(forms: Iterable[Form], machine: Machine) -> dict[str, Callable[[Any], Any]]:
+    return {form.name: form.on(machine) for form in forms if form.suits(machine)}
 
 
 def pass_names(machine: Machine) -> tuple[str, ...]:
     """Of all that `for_cpu` does once the step is there, in its order."""
-    return (*bodies_for(machine), *passes_for(machine), TIDY, *inlined_passes_for(machine))
+    return (*bodies_for(machine), *passes_for(machine), tidy.PASS.name, *inlined_passes_for(machine))
 
 
 def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = ()) -> onnx.ModelProto:
@@ -118,7 +135,7 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
         for passes in (bodies_for(machine), passes_for(machine)):
             step = expanded(rewritten(step, {name: one_idea for name, one_idea in passes.items() if name not in without}))
         step = inline(step)
-        for name, one_idea in ({TIDY: tidy} | inlined_passes_for(machine)).items():
+        for name, one_idea in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             step = step if name in without else one_idea(step)
         only_read(step.graph)
     return step
@@ -126,7 +143,7 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
 
 def exact_form(model: onnx.ModelProto, machine: Machine) -> onnx.ModelProto:
     """The integer step or network ``model``, inlined and tidy, in forms that are exact on ``machine``, and else as it is."""
-    model = tidy(inline(model))
+    model = tidy.PASS.run(inline(model))
     for one_idea in whole_forms_for(machine).values():
         model = one_idea(model)
     return model

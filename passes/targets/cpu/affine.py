@@ -16,6 +16,8 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
 
 T = onnx.TensorProto
@@ -67,7 +69,7 @@ class Linear:
         return Linear(self.terms + other.terms, self.offsets + other.offsets)
 
 
-def affine_maps(edit: Edit) -> None:
+def fuse_affine_maps(edit: Edit) -> None:
     """The same mantissas of quantizers to 8 bits that round half to even, and the same masks."""
     edit.functions([AFFINE])
     import_microsoft(edit.model)
@@ -232,3 +234,11 @@ def _linear(edit: Edit, name: str, shape: list[int]) -> Linear | None:
     if a is None or b is None:
         return None
     return a + b.scaled(-1 if node.op_type == "Sub" else 1)
+
+
+PASS = Form(
+    "fuse-affine-maps",
+    "sums of 8-bit maps, each by a factor a channel, as one depthwise QLinearConv; of two as they are, a QLinearAdd",
+    fuse_affine_maps,
+    needs=(*LAST, Kernel.QLINEAR_ADD),
+)

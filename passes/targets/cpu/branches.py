@@ -7,11 +7,12 @@ import onnx
 
 from wageubn_onnx.onnxir.nodes import copied, only_typed, without_nodes
 from wageubn_onnx.onnxir.view import branches, captured
+from wageubn_onnx.passes.targets.cpu.form import Form
 
 Place = tuple[str, int] | None  # the first output of an If and which of its branches; None: outside
 
 
-def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+def sink_into_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same results; of an inlined model."""
     read_in: dict[str, set[Place]] = {output.name: {None} for output in model.graph.output}
     placed: dict[Place, list[onnx.NodeProto]] = {}
@@ -37,3 +38,6 @@ def lazy_branches(model: onnx.ModelProto) -> onnx.ModelProto:
                 graph.node.extend([*reversed(added), *own])
     only_typed(changed.graph)
     return changed
+
+
+PASS = Form("sink-into-branches", "what one branch of an If alone reads, computed in that branch", sink_into_branches)

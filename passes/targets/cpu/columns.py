@@ -16,6 +16,7 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 
 Pair = tuple[int, int]
@@ -247,3 +248,11 @@ def _errors(edit: Edit, anchor: onnx.NodeProto, source: str, zero: str, lines: L
 
 def _filled(edit: Edit, shape: Sequence[int], zero: str) -> str:
     return edit.put(np.full(shape, edit.scalar(zero)), onnx.helper.tensor_dtype_to_np_dtype(edit.dtype(zero)))
+
+
+PASS = Form(
+    "im2col-by-shifts",
+    "the columns of a weight gradient as shifts of one line a channel",
+    flat_columns,
+    asks=lambda machine: {"prefers_int8": machine.prefers_int8},
+)

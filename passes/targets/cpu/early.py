@@ -6,12 +6,13 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.passes.targets.cpu.form import Form
 
 QUANTIZERS = ("DirectQuantize", "DirectQuantizeHalfUp", "GridQuantize", "GridQuantizeHalfUp")
 MOVES = ("Concat", "Reshape", "Slice", "Unsqueeze", "Pad", "Expand")
 
 
-def early_quantizers(edit: Edit) -> None:
+def hoist_quantizers(edit: Edit) -> None:
     """The same mantissas: a quantizer with one shift for all elements gives each of them whatever its place is, and 0 for 0."""
     for node in edit.nodes:
         is_map = len(edit.shape(node.output[0])) == 4
@@ -50,3 +51,6 @@ def _quantized(edit: Edit, quantizer: onnx.NodeProto, name: str) -> str:
         if maker.op_type != "Expand":
             edit.drop(maker)
     return edit.declare(made, passed["to"], edit.shape(name))
+
+
+PASS = Form("hoist-quantizers", "quantizers before concatenations, slices and pads, which then move 8 bits", hoist_quantizers)

@@ -14,6 +14,8 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.view import constant_value
 from wageubn_onnx.passes.targets.cpu.affine import lifted
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.quantizers.integer import FOLLOW, FOLLOW_CHANNELS
 
 T = onnx.TensorProto
@@ -21,7 +23,7 @@ CALLS = (FOLLOW.name, FOLLOW_CHANNELS.name)
 REDUCTIONS = ("ReduceMax", "ReduceMin")
 
 
-def bare_extremes(edit: Edit, by_size: bool) -> None:
+def split_exponent_reductions(edit: Edit, by_size: bool) -> None:
     """The same exponents. by_size: whether uint8 has its arithmetic, so that a channel's greatest size can be taken."""
     bodies = {f.name: f for f in edit.model.functions if f.domain == DOMAIN and f.name in CALLS}
     for node in edit.nodes:
@@ -71,3 +73,11 @@ def _second_part(function: onnx.FunctionProto) -> onnx.FunctionProto:
     del part.node[:]
     part.node.extend(kept)
     return part
+
+
+PASS = Form(
+    "split-exponent-reductions",
+    "exponents that follow a tensor as its extremes, of uint8, and what those say",
+    split_exponent_reductions,
+    asks=lambda machine: {"by_size": machine.is_exact(Kernel.UNSIGNED)},
+)

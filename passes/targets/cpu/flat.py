@@ -14,12 +14,13 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.onnxir.nodes import ELEMENTWISE, copied, only_typed, without_nodes
 from wageubn_onnx.onnxir.view import View, branches, captured
+from wageubn_onnx.passes.targets.cpu.form import Form
 
 LEAST = 128  # elements that are worth a Reshape
 Shape = tuple[int, ...]
 
 
-def flat_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
+def flatten_elementwise(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers in the same order; of an inlined model that states the type of every tensor."""
     changed = without_nodes(model)
     targets: dict[Shape, str] = {}
@@ -40,7 +41,7 @@ def _flatten(graph: onnx.GraphProto, view: View, targets: dict[Shape, str]) -> N
     flat: dict[str, str] = {}
 
     def reshape(name: str, to: Shape, made: str) -> None:
-        target = targets.setdefault(to, "flat-tensors/" + "x".join(map(str, to)))
+        target = targets.setdefault(to, "flatten-elementwise/" + "x".join(map(str, to)))
         nodes.append(helper.make_node("Reshape", [name, target], [made], f"{made}/reshape"))
 
     for original in before:
@@ -76,3 +77,6 @@ def _is_long(node: onnx.NodeProto, view: View) -> bool:
     if node.op_type not in ELEMENTWISE or len(shape) < 2 or shape[-1] != 1 or math.prod(shape) < LEAST:
         return False
     return all(view.is_typed(name) and view.shape(name) in ([], shape) for name in node.input if name)
+
+
+PASS = Form("flatten-elementwise", "elementwise work on tensors whose last size is 1 with one axis", flatten_elementwise)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import onnx
 
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 FLIP = 128
 
 
-def flips_by_addition(model: onnx.ModelProto) -> onnx.ModelProto:
+def flip_signs_by_addition(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same bits; of an inlined model, after `tidy`, which knows that two flips are none."""
     view = View(model.graph)
     changed = onnx.ModelProto()
@@ -24,3 +26,11 @@ def flips_by_addition(model: onnx.ModelProto) -> onnx.ModelProto:
             flip = flipped[node.input[1]]
             node.input[:] = [flip.input[1], flip.input[0]]
     return changed
+
+
+PASS = Form(
+    "flip-signs-by-addition",
+    "sign bits flipped by an Add of 128, which is vectorised",
+    flip_signs_by_addition,
+    needs=(Kernel.UNSIGNED,),
+)

@@ -13,6 +13,8 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 from wageubn_onnx.passes.targets.cpu.matrix import MATRIX, factor, windows
 from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
 from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
@@ -85,3 +87,12 @@ def _fuse(
     longest = edit.before(node, "ReduceMax", [shift], keepdims=0)
     is_exact = edit.before(node, "LessOrEqual", [longest, edit.put(DEEPEST, np.int32)])
     edit.choose(node, is_exact, f"wageubn.{kind}", operands, **described)
+
+
+PASS = Form(
+    "fuse-requantization",
+    "convolution and requantization as one QLinearConv, or QLinearMatMul",
+    fused_products,
+    needs=LAST,
+    asks=lambda machine: {"prefers_fused": machine.prefers_fused, "prefers_matrix": machine.prefers_matrix},
+)

@@ -1,7 +1,7 @@
 """Weights of 24 bits as the upper 8 and the lower 16 of them, on which onnxruntime works several times as fast as on 32.
 
 What rounds them to 8 bits needs of the lower half only whether it lies above, at or below its middle; weight decay
-(`narrow-gradients`) starts from the same halves.
+(`narrow-weight-gradients`) starts from the same halves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from wageubn_onnx.graph import PREFIX
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Int32, Uint8, Uint16, Value, cast, equal, function, maximum, minimum
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 REACH = 2**23  # below it the size of what has halves
 
@@ -42,7 +44,7 @@ def ROUND(high: Uint8, low: Uint16, *, bottom: Uint8, top: Uint8) -> Value:
     return cast(bounded + 128, np.int8)
 
 
-def halved_weights(edit: Edit) -> None:
+def split_weights_high_low(edit: Edit) -> None:
     """The same 8-bit weights."""
     edit.functions([HIGH, LOW, ROUND])
     small = with_halves(edit.model)
@@ -68,3 +70,8 @@ def halves(edit: Edit, anchor: onnx.NodeProto, name: str) -> list[str]:
         if edit.maker(made[-1]) is None:
             edit.declare(edit.before(anchor, f"wageubn.{half.name}", [name], made[-1]), dtype, edit.shape(name))
     return made
+
+
+PASS = Form(
+    "split-weights-high-low", "weights of 24 bits as their high 8 and low 16", split_weights_high_low, needs=(Kernel.UNSIGNED,)
+)

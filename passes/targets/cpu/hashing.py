@@ -8,6 +8,8 @@ import numpy as np
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Int32, Int64, Value, cast, function, op
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.quantizers.floating import FACTOR, mixed, step_hash
 
 LONG = 2**16  # numbers from which on their counters are made run by run
@@ -61,7 +63,7 @@ def RANDOM_LONG(hash: Int64, *, tensor: Int64, count: Int64) -> Value:
     return _bits(op("Slice", cells, begin, begin + count, np.array([0], np.int64)))
 
 
-def uint32_hashes(edit: Edit) -> None:
+def hash_in_uint32(edit: Edit) -> None:
     """The same bits."""
     hashes: dict[tuple[str, ...], str] = {}
     for node in edit.nodes:
@@ -73,3 +75,8 @@ def uint32_hashes(edit: Edit) -> None:
             edit.replace(node, f"wageubn.{body.name}", [hashes[given]], **passed)
     if hashes:
         edit.functions([STEP, RANDOM, RANDOM_LONG])
+
+
+PASS = Form(
+    "hash-in-uint32", "random bits in uint32, which wraps, in place of int64 with masks", hash_in_uint32, needs=(Kernel.UNSIGNED,)
+)

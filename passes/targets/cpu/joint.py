@@ -23,6 +23,7 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import ELEMENTWISE
 from wageubn_onnx.onnxir.tidy import content
 from wageubn_onnx.onnxir.view import captured
+from wageubn_onnx.passes.targets.cpu.form import Form
 
 SMALL = 2048  # elements: of more, the time goes by elements
 Key = tuple[Any, ...]
@@ -37,7 +38,7 @@ class Joint:
     sizes: tuple[int, ...]
 
 
-def joint_states(edit: Edit) -> None:
+def batch_small_tensors(edit: Edit) -> None:
     """The same states; what leads to them joined, and what depends on the given ones alone."""
     able = {node.output[0]: node for node in _able(edit)}
     early = _early(edit, able)
@@ -273,3 +274,10 @@ class _Joiner:
         name = f"{output}/{made_by}/alone" if output else f"{made_by}/{kind}.{len(self.edit.model.graph.value_info)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output or name], name, **attrs))
         return output or self.edit.declare(name, dtype, shape)
+
+
+PASS = Form(
+    "batch-small-tensors",
+    "elementwise work on few numbers, the same in all layers, as one node on all of them",
+    batch_small_tensors,
+)

@@ -18,6 +18,8 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.onnxir.nodes import ELEMENTWISE, MICROSOFT, attributes, copied, import_microsoft, without_nodes
 from wageubn_onnx.onnxir.view import View, branches
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 
 T = onnx.TensorProto
 Shape = tuple[int, ...]
@@ -332,3 +334,6 @@ RULES: dict[str, Callable[[_Layout, onnx.NodeProto], bool]] = {
     **dict.fromkeys(("Identity", "QLinearAdd", "QLinearMul", *ELEMENTWISE), _elementwise),
     **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare"), _reduction),
 }
+
+
+PASS = Form("channels-last", "maps as [N, H, W, C], as QLinearConv's kernel wants them", channels_last, needs=LAST)

@@ -7,11 +7,13 @@ from onnx import helper
 
 from wageubn_onnx.onnxir.nodes import without_nodes
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
-def masks_by_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def mask_by_multiplication(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers; of an inlined model that states the type of every tensor."""
     changed, view = without_nodes(model), View(model.graph)
     nodes: list[onnx.NodeProto] = []
@@ -25,3 +27,11 @@ def masks_by_products(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(node)
     changed.graph.node.extend(nodes)
     return changed
+
+
+PASS = Form(
+    "mask-by-multiplication",
+    "a Where that gives 0 as a Mul by the mask, which is vectorised",
+    mask_by_multiplication,
+    needs=(Kernel.UNSIGNED,),
+)

@@ -12,13 +12,15 @@ from onnx import helper, numpy_helper
 
 from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, copied, only_typed, without_nodes
 from wageubn_onnx.onnxir.view import View, branches
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 
 LARGEST = 2**21  # elements of an image's maps: its sums, of 32 bits, should stay in the cache
 FLATTEST = 2**19  # the same of a depthwise kernel, which does little else than store them
 Shape = tuple[int, ...]
 
 
-def merged_images(model: onnx.ModelProto) -> onnx.ModelProto:
+def merge_images(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model whose maps have their channels last."""
     changed = without_nodes(model)
     targets: dict[Shape, str] = {}
@@ -99,7 +101,7 @@ class _Merge:
         return self.made[name, shape]
 
     def reshape(self, name: str, shape: Shape, output: str) -> str:
-        target = self.targets.setdefault(shape, "merged-images/" + "x".join(map(str, shape)))
+        target = self.targets.setdefault(shape, "merge-images/" + "x".join(map(str, shape)))
         self.nodes.append(helper.make_node("Reshape", [name, target], [output], f"{output}/reshape"))
         return output
 
@@ -107,3 +109,6 @@ class _Merge:
 def _convolves(node: onnx.NodeProto) -> bool:
     """Whether a branch of ``node`` holds what might be merged."""
     return any(inner.op_type == "QLinearConv" for branch in branches(node) for inner in branch.node)
+
+
+PASS = Form("merge-images", "several images as one where a kernel sees no neighbours", merge_images, needs=LAST)

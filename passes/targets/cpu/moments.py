@@ -19,6 +19,8 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.onnxir.trace import Int, Int8, Int32, Value, cast, clip, function
 from wageubn_onnx.passes.targets.cpu.affine import lifted
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.quantizers.integer import bounded
 
 T = onnx.TensorProto
@@ -226,3 +228,12 @@ def _unsigned(edit: Edit, node: onnx.NodeProto) -> None:
     relu = edit.maker(node.input[0], "Max")
     x = relu.input[0] if relu is not None and edit.scalar(relu.input[1]) == 0 else node.input[0]
     edit.replace(node, "wageubn.DirectQuantizeUnsigned", [x], half=2 ** (shift - 1), divisor=2**shift, to=to, greatest=greatest)
+
+
+PASS = Form(
+    "batchnorm-statistics-by-products",
+    "BN's sums as matrix products by ones, of 8 bits",
+    lean_moments,
+    needs=(Kernel.SUMS,),
+    asks=lambda machine: {"by_steps": machine.is_exact(*LAST, Kernel.QLINEAR_MUL)},
+)

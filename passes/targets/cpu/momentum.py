@@ -15,7 +15,9 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.joint import SMALL
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 T = onnx.TensorProto
 SHORT = 2**15  # a kernel that adds pairs of products in int16 may not saturate
@@ -36,7 +38,7 @@ def fused_momentum(edit: Edit) -> None:
         shift, passed = edit.scalar(node.input[1]) if total is not None else None, attributes(node)
         if total is None or shift is None or shift < 0 or passed["to"] != T.INT8:
             continue
-        if math.prod(edit.shape(node.output[0])) <= SMALL:  # `joint-states` has one node for all of these
+        if math.prod(edit.shape(node.output[0])) <= SMALL:  # `batch-small-tensors` has one node for all of these
             continue
         terms = [_term(edit, name) for name in total.input]
         if None in terms or sum(128 * term.factor for term in terms if term is not None) >= SHORT:
@@ -86,3 +88,11 @@ def _replace_sum(edit: Edit, total: onnx.NodeProto, terms: list[Term]) -> None:
     factors = edit.put([[term.factor for term in terms]], np.uint8)
     product = edit.before(total, "MatMulInteger", [factors, edit.before(total, "Concat", rows, axis=0)])
     edit.replace(total, "Reshape", [product, edit.put(shape, np.int64)])
+
+
+PASS = Form(
+    "fuse-momentum",
+    "the rounded sum of momentum and gradient as one QLinearAdd",
+    fused_momentum,
+    needs=(Kernel.UNSIGNED, Kernel.QLINEAR_ADD, Kernel.SUMS),
+)

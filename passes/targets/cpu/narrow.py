@@ -24,7 +24,9 @@ from wageubn_onnx.onnxir.trace import (
     minimum,
     reduce_max,
 )
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
 
 LIMIT = 1_500_000_000  # |gradient + decay|: below 2^30.5, so that its range is at most 2^30 and no sum below passes 2^31
@@ -77,7 +79,7 @@ def NARROW(
     return cast(bounded, np.int8) * sign
 
 
-def narrow_gradients(edit: Edit) -> None:
+def narrow_weight_gradients(edit: Edit) -> None:
     """The same gradients; where a sum of products may pass the limit by itself, the nodes stay as they are."""
     small = with_halves(edit.model)
     found = False
@@ -131,3 +133,11 @@ def _products(edit: Edit, name: str) -> int | None:
         for i in range(2)
     ]
     return edit.shape(maker.input[0])[-1] * sides[0] * sides[1]
+
+
+PASS = Form(
+    "narrow-weight-gradients",
+    "gradient plus weight decay in int32 where one exponent says that it fits",
+    narrow_weight_gradients,
+    needs=(Kernel.UNSIGNED,),
+)

@@ -15,6 +15,8 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.view import Array
 from wageubn_onnx.passes.targets.cpu.affine import AFFINE, finish, lifted
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 from wageubn_onnx.passes.targets.cpu.moments import channel_affine, has_16_bits
 
 T = onnx.TensorProto
@@ -31,7 +33,7 @@ def reciprocals(factor: float, largest: int) -> Array:
     return np.where(below, np.nextafter(near, np.float32(np.inf)), near)
 
 
-def normalized_maps(edit: Edit) -> None:
+def normalize_by_reciprocals(edit: Edit) -> None:
     """The same x-hat of 8-bit maps, where the deviation has at most 12 bits."""
     edit.functions([AFFINE])
     for node in edit.nodes:
@@ -61,3 +63,11 @@ def _replace(edit: Edit, node: onnx.NodeProto) -> None:
     limits = [edit.put(v, np.uint8) for v in (0, passed["least"] + LIFT, passed["greatest"] + LIFT)]
     operands = [lifted(edit, node, x), edit.put(LIFT, np.uint8), w, by, bias, *limits]
     finish(edit, node, flat(node, "wageubn.AffineQuantize", operands, kernel_shape=[1, 1], group=channels))
+
+
+PASS = Form(
+    "normalize-by-reciprocals",
+    "a quotient by a channel's deviation as one depthwise QLinearConv by its reciprocal",
+    normalize_by_reciprocals,
+    needs=LAST,
+)

@@ -13,6 +13,8 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 T = onnx.TensorProto
 SEVEN_BITS = 127
@@ -61,3 +63,12 @@ def before_the_flip(edit: Edit, name: str) -> str | None:
         if cast is not None and edit.dtype(cast.input[0]) == T.INT8:
             return str(cast.input[0])
     return None
+
+
+PASS = Form(
+    "int8-images",
+    "images of a ConvInteger in int8, whose kernel is faster",
+    int8_images,
+    needs=(Kernel.INT8,),
+    asks=lambda machine: {"prefers_int8": machine.prefers_int8},
+)

@@ -13,6 +13,8 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.trace import Int, Int8, Ints, Uint8, Value, function, op
 from wageubn_onnx.onnxir.view import Array
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 
 T = onnx.TensorProto
 FEWEST = 8  # channels from which on the kernel is the faster one
@@ -85,3 +87,11 @@ def _cut(edit: Edit, node: onnx.NodeProto, x: str, starts: Array, stops: Array, 
     if not starts.any() and np.array_equal(stops, sizes):
         return x
     return edit.before(node, "Slice", [x, *(edit.put(v, np.int64) for v in (starts, stops, [2, 3]))])
+
+
+BY_KERNEL = Form(
+    "strided-slices-by-convolution", "slices with steps as a strided 1x1 depthwise QLinearConv", phases_by_kernel, needs=LAST
+)
+BY_TRANSPOSE = Form(
+    "strided-slices-by-transpose", "slices with steps of few channels as a transpose and a slice without", phases_by_transpose
+)

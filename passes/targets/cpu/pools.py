@@ -12,6 +12,8 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 T = onnx.TensorProto
 
@@ -79,3 +81,11 @@ def _choice(edit: Edit, equal: onnx.NodeProto) -> onnx.NodeProto:
 
     inside = narrowed(equal, lambda name: edit.constant(name) is not None)
     return narrowed(inside, lambda name: edit.maker(name, "Not") is not None)
+
+
+PASS = Form(
+    "max-pool-from-taps",
+    "max pooling as the maximum of the slices that its gradient compares",
+    pools_from_taps,
+    needs=(Kernel.UNSIGNED,),
+)

@@ -6,11 +6,12 @@ import onnx
 
 from wageubn_onnx.onnxir.nodes import copied, only_typed, without_nodes
 from wageubn_onnx.onnxir.view import View, captured
+from wageubn_onnx.passes.targets.cpu.form import Form
 
 Shape = tuple[int | str, ...]
 
 
-def single_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
+def merge_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers; of an inlined model. What nothing reads any more is left."""
     changed, graph, view = without_nodes(model), model.graph, View(model.graph)
     keeps = {v.name for v in graph.output} | captured(graph.node)  # the names that something else wants
@@ -45,3 +46,6 @@ def _shape(view: View, reshape: onnx.NodeProto) -> Shape | None:
     if target is None or view.is_typed(output):
         return None if target is None else tuple(view.sizes(output))
     return tuple(target.tolist()) if target.min(initial=1) > 0 else None
+
+
+PASS = Form("merge-reshapes", "a Reshape of a Reshape as one, none that changes nothing, none twice", merge_reshapes)

@@ -12,6 +12,7 @@ import numpy as np
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Int, Int32, Int64, Value, cast, function, reduce_sum
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.quantizers.integer import bounded, radicand
 
 STEP = 64
@@ -39,7 +40,7 @@ def ROOT(total: Int64, count: Int64, factor: Int64, offset: Int64, *, to: Int, l
     return bounded(root, least, greatest, to)
 
 
-def stepwise_roots(edit: Edit) -> None:
+def square_roots_in_two_steps(edit: Edit) -> None:
     """The same deviations."""
     edit.functions([ROOT])
     for node in edit.nodes:
@@ -47,3 +48,10 @@ def stepwise_roots(edit: Edit) -> None:
             passed = {key: attributes(node)[key] for key in ("to", "least", "greatest")}
             if passed["least"] >= 0 and passed["greatest"] <= GREATEST:
                 edit.replace(node, f"wageubn.{ROOT.name}", list(node.input), **passed)
+
+
+PASS = Form(
+    "square-roots-in-two-steps",
+    "square roots by two comparisons with 63 thresholds, in place of bit by bit",
+    square_roots_in_two_steps,
+)

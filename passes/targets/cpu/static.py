@@ -8,6 +8,7 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Int, Int32, Value, function
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.quantizers.integer import LIFT, SHIFT_LIMIT, bounded
 
 
@@ -24,7 +25,7 @@ def STATIC(m: Int32, *, divisor: Int32, offset: Int32, nearly: Int32, to: Int, l
     return bounded(r, least, greatest, to)
 
 
-def static_shifts(edit: Edit) -> None:
+def specialize_constant_shifts(edit: Edit) -> None:
     """The same mantissas of direct quantizers that round half to even by a constant shift."""
     edit.functions([STATIC])
     for node in edit.nodes:
@@ -40,3 +41,10 @@ def static_shifts(edit: Edit) -> None:
                 edit.replace(node, "Clip", clip)
             else:
                 edit.replace(node, "Cast", [edit.before(node, "Clip", clip)], to=passed["to"])
+
+
+PASS = Form(
+    "specialize-constant-shifts",
+    "rounding by a constant shift as a division by a constant, none by 0",
+    specialize_constant_shifts,
+)

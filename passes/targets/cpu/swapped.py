@@ -13,6 +13,8 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.affine import lifted
 from wageubn_onnx.passes.targets.cpu.columns import CHANNELS_FIRST, CHANNELS_LAST
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.passes.targets.cpu.operands import Preference, signed
 
 T = onnx.TensorProto
@@ -64,3 +66,12 @@ def _moved(edit: Edit, anchor: onnx.NodeProto, name: str, shape: list[int], orde
         return edit.before(anchor, "Transpose", [name], perm=[1, 0]) if order == CHANNELS_FIRST else name
     moved = edit.before(anchor, "Transpose", [name], perm=order)
     return edit.before(anchor, "Reshape", [moved, edit.put(rows, np.int64)])
+
+
+PASS = Form(
+    "swap-weight-gradient-operands",
+    "weight gradients of 1x1 kernels as errors by maps, where that transposes less",
+    swapped_gradients,
+    needs=(Kernel.INT8,),
+    asks=lambda machine: {"prefers_int8": machine.prefers_int8},
+)

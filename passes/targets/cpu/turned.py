@@ -10,6 +10,7 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
+from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.matrix import reverses, taps_first
 
 
@@ -55,3 +56,6 @@ def _cut(edit: Edit, node: onnx.NodeProto, by_tap: str) -> None:
     left = np.arange(math.prod(size)).reshape(size)[rows, columns].ravel()
     part = edit.before(node, "Gather", [by_tap, edit.put(left, np.int64)], axis=0)
     _taps_last(edit, node, part, edit.shape(node.output[0]))
+
+
+PASS = Form("flip-kernels-by-taps", "kernels reversed and transposed with their taps first, by whole rows", turned_kernels)

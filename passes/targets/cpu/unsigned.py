@@ -12,13 +12,15 @@ from onnx import numpy_helper
 
 from wageubn_onnx.onnxir.nodes import copied, without_nodes
 from wageubn_onnx.onnxir.view import Array, View
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import LAST
 
 FLIP = np.uint8(128)
 BIAS, ZERO, KERNEL = 8, 5, 3  # operands
 SUFFIX = "/unsigned"
 
 
-def unsigned_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
+def uint8_constant_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers; of an inlined model."""
     changed, graph = without_nodes(model), model.graph
     constants = View(graph).constants
@@ -34,3 +36,11 @@ def unsigned_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
         changed.graph.node.append(node)
     changed.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
     return changed
+
+
+PASS = Form(
+    "uint8-constant-kernels",
+    "constant int8 kernels in uint8 where their bias is found at run time",
+    uint8_constant_kernels,
+    needs=LAST,
+)

@@ -17,12 +17,14 @@ from onnx import helper, numpy_helper
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.onnxir.nodes import attributes, copied
 from wageubn_onnx.onnxir.view import View, branches
+from wageubn_onnx.passes.targets.cpu.form import Form
+from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 WHOLE = 16
 SUFFIX = "/whole"
 
 
-def whole_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def pad_matrix_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers, no MatMulInteger with a rest of columns; of an inlined model that states the type of every tensor.
 
     Raises WageubnError, naming the node, where the number of columns is open.
@@ -30,7 +32,7 @@ def whole_products(model: onnx.ModelProto) -> onnx.ModelProto:
     return _changed(model, "MatMulInteger", _product)
 
 
-def whole_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+def pad_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same integers, no ConvInteger with a rest of places; of an inlined model that states the type of every tensor.
 
     Raises WageubnError, naming the node, where the size of a map is open.
@@ -68,25 +70,25 @@ class _Put:
         return size
 
 
-Form = Callable[[_Put, onnx.NodeProto], bool]
+Rule = Callable[[_Put, onnx.NodeProto], bool]
 
 
-def _changed(model: onnx.ModelProto, kind: str, form: Form) -> onnx.ModelProto:
+def _changed(model: onnx.ModelProto, kind: str, rule: Rule) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     constants: dict[str, list[int]] = {}
-    _rewrite(View(result.graph), constants, kind, form)
+    _rewrite(View(result.graph), constants, kind, rule)
     result.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in constants.items())
     return result
 
 
-def _rewrite(view: View, constants: dict[str, list[int]], kind: str, form: Form) -> None:
-    """Put ``form`` in the place of the nodes of ``kind``, in branches, too."""
+def _rewrite(view: View, constants: dict[str, list[int]], kind: str, rule: Rule) -> None:
+    """Put what ``rule`` makes in the place of the nodes of ``kind``, in branches, too."""
     graph, put = view.graph, _Put(view, constants)
     for node in graph.node:
         for branch in branches(node):
-            _rewrite(View(branch, view), constants, kind, form)
-        if node.op_type != kind or not form(put, node):
+            _rewrite(View(branch, view), constants, kind, rule)
+        if node.op_type != kind or not rule(put, node):
             put.nodes.append(node)
     del graph.node[:]
     graph.node.extend(put.nodes)
@@ -129,3 +131,14 @@ def _convolution(put: _Put, node: onnx.NodeProto) -> bool:
     put.type(new.output[0], onnx.TensorProto.INT32, [*put.view.sizes(output)[:2], *whole])
     put.node("Slice", [new.output[0], put.constant([0, 0]), put.constant([height, width]), put.constant([2, 3])], output)
     return True
+
+
+PRODUCTS = Form(
+    "pad-matrix-products",
+    "columns of MatMulInteger in multiples of 16, by padding",
+    pad_matrix_products,
+    instead_of=Kernel.MATMUL,
+)
+CONVOLUTIONS = Form(
+    "pad-convolutions", "places of ConvInteger in multiples of 16, by padding", pad_convolutions, instead_of=Kernel.CONV
+)

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
+from wageubn_onnx.passes.targets.cpu.branches import sink_into_branches
 
 TEXT = """<ir_version: 9, opset_import: ["" : 18]>
     g (int32[4] x, bool c) => (int32[4] y, int32[4] given) <int32 one = {1}> {
@@ -27,7 +27,7 @@ TEXT = """<ir_version: 9, opset_import: ["" : 18]>
 @pytest.mark.parametrize("condition", [False, True])
 def test_a_branch_computes_what_it_alone_reads(condition: bool) -> None:
     before = onnx.parser.parse_model(TEXT)
-    after = lazy_branches(before)
+    after = sink_into_branches(before)
     onnx.checker.check_model(after, full_check=True)
     assert [n.output[0] for n in after.graph.node] == ["source", "both", "outside", "given", "y"]
     then, other = (a.g for a in after.graph.node[-1].attribute)

@@ -13,12 +13,12 @@ from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import MICROSOFT
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.flips import flips_by_addition
+from wageubn_onnx.passes.targets.cpu.flips import flip_signs_by_addition
 from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.masks import masks_by_products
+from wageubn_onnx.passes.targets.cpu.masks import mask_by_multiplication
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.roots import GREATEST, stepwise_roots
+from wageubn_onnx.passes.targets.cpu.roots import GREATEST, square_roots_in_two_steps
 from wageubn_onnx.quantizers.integer import DIRECT_ROOT
 from wageubn_onnx.runtime.kernels import kernels
 
@@ -85,7 +85,7 @@ def run(made: onnx.ModelProto, **feeds: Array) -> Array:
 @pytest.mark.parametrize("name", READERS)
 def test_what_follows_keeps_its_numbers(name: str) -> None:
     before = tidy(model(READERS[name]))
-    after = masks_by_products(channels_last(before))
+    after = mask_by_multiplication(channels_last(before))
     assert all(node.domain == MICROSOFT for node in after.graph.node if node.op_type == "QLinearConv")
     kinds = {node.op_type for node in after.graph.node}
     assert ("NhwcMaxPool" in kinds) == (name in ("a channel's greatest", "a channel's least", "a channel's ends with signs"))
@@ -115,7 +115,7 @@ def test_sums_of_products_are_exact(axes: str) -> None:
     before = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
     for index, node in enumerate(before.graph.node):
         node.name = str(index)
-    after = rewritten(before, {"lean-moments": lambda edit: lean_moments(edit, by_steps=True)})
+    after = rewritten(before, {"batchnorm-statistics-by-products": lambda edit: lean_moments(edit, by_steps=True)})
     assert "QLinearMul" in [node.op_type for node in after.graph.node]
     random = np.random.default_rng(0)
     for values in ((-128, 128), (-128, -127), (127, 128), (-3, 4)):
@@ -133,7 +133,7 @@ def test_roots_are_the_canonical_ones_at_every_tie() -> None:
     before = onnx.parser.parse_model(text)
     before.graph.node[0].name = "root"
     before.functions.append(DIRECT_ROOT["half_up"])
-    after = rewritten(before, {"stepwise-roots": stepwise_roots})
+    after = rewritten(before, {"square-roots-in-two-steps": square_roots_in_two_steps})
     ties = (2 * np.arange(1, GREATEST + 3, dtype=np.int64) - 1) ** 2
     radicands = np.concatenate([ties - 1, ties, ties + 1, [0, 2**31 - 1, 2**31, 2**32, 2**45]])
     for count, factor, offset in ((1, 1, 0), (7, 4, 1000)):
@@ -150,7 +150,7 @@ def test_flips_are_additions_and_part_of_what_follows() -> None:
             minus = Sub (zero, flipped)
         }"""
     before = onnx.parser.parse_model(text)
-    after = flips_by_addition(before)
+    after = flip_signs_by_addition(before)
     assert [(node.op_type, *node.input) for node in after.graph.node] == [("Add", "x", "flip"), ("Sub", "flip", "x")]
     bits = np.arange(256).astype(np.uint8)
     session = onnxruntime.InferenceSession(after.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -90,7 +90,7 @@ def run(model: onnx.ModelProto, **feeds: Array) -> list[Array]:
 @pytest.mark.parametrize("name", WINDOWS)
 def test_sums_are_the_same(name: str, as_int8: bool, pieces: int) -> None:
     before = gradient(*WINDOWS[name], pieces)
-    after = rewritten(before, {"flat-columns": lambda edit: flat_columns(edit, lambda image, kernel: as_int8)})
+    after = rewritten(before, {"im2col-by-shifts": lambda edit: flat_columns(edit, lambda image, kernel: as_int8)})
     random = np.random.default_rng(0)
     # small errors, whose products no kernel saturates
     feeds = {

@@ -100,12 +100,16 @@ def drawn(
 def test_no_bit_changes(name: str, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     everything_fires(monkeypatch)
     of_all = {*bodies_for(Plain()), *passes_for(Plain()), "all but the fused"} - {
-        "lean-moments",
-        "bare-extremes",
+        "batchnorm-statistics-by-products",
+        "split-exponent-reductions",
     }  # which take uint8 where they may
     if not kernels().is_exact(*LAST) and name not in of_all:
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
-    if not kernels().is_exact(Kernel.INT8) and name in ("int8-images", "swapped-gradients", *WHOLE) and name not in of_all:
+    if (
+        not kernels().is_exact(Kernel.INT8)
+        and name in ("int8-images", "swap-weight-gradient-operands", *WHOLE)
+        and name not in of_all
+    ):
         pytest.skip("this machine or release has no exact int8 by uint8")
     step = artifacts.files["int_training"]
     before, after = session(inline(step)), session(inline((PASSES | WHOLE)[name](step)))
@@ -159,41 +163,43 @@ def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
         known = {v.name: v.type.tensor_type.elem_type for v in typed.graph.value_info}
         return [known[n.input[0]] for n in typed.graph.node if n.op_type == "ConvInteger"]
 
-    whole, by_taps = tidy(inline(step)), tidy(inline(PASSES["turned-kernels"](step)))
+    whole, by_taps = tidy(inline(step)), tidy(inline(PASSES["flip-kernels-by-taps"](step)))
     assert ops(by_taps).count("Gather") > ops(whole).count("Gather") and ops(by_taps).count("Slice") < ops(whole).count("Slice")
-    assert ops(PASSES["phases-by-transpose"](step)).count("Transpose") > ops(step).count("Transpose")
-    joint = ops(PASSES["joint-states"](step))
+    assert ops(PASSES["strided-slices-by-transpose"](step)).count("Transpose") > ops(step).count("Transpose")
+    joint = ops(PASSES["batch-small-tensors"](step))
     assert joint.count("DirectQuantizeWide") < ops(step).count("DirectQuantizeWide")
-    assert "MaxPool" in ops(step) and "MaxPool" not in ops(PASSES["pools-from-taps"](step))
+    assert "MaxPool" in ops(step) and "MaxPool" not in ops(PASSES["max-pool-from-taps"](step))
     assert set(images(step)) == {onnx.TensorProto.UINT8}
     assert set(images(PASSES["int8-images"](step))) == {onnx.TensorProto.INT8}
     assert images(alone(lambda edit: int8_images(edit, lambda image, kernel: False))(step)) == images(step)
-    hashed = ops(PASSES["uint32-hashes"](step))
+    hashed = ops(PASSES["hash-in-uint32"](step))
     assert "RandomBits" not in hashed and hashed.count("StepHash") == 1 and "HashedBits" in hashed
     if "fast" in str(artifacts.manifest["profile"]):  # the others have wider formats
-        assert "FollowExponent" in ops(step) and "FollowExponent" not in ops(PASSES["bare-extremes"](step))
-        exponents = ops(PASSES["joint-states"](PASSES["bare-extremes"](step)))
+        assert "FollowExponent" in ops(step) and "FollowExponent" not in ops(PASSES["split-exponent-reductions"](step))
+        exponents = ops(PASSES["batch-small-tensors"](PASSES["split-exponent-reductions"](step)))
         assert exponents.count("ReduceMax") > 4 * exponents.count("FollowExponentExtremes") > 0
-        narrowed = ops(PASSES["narrow-gradients"](step))
+        narrowed = ops(PASSES["narrow-weight-gradients"](step))
         assert (
             narrowed.count("If")
             == ops(step).count("ConstantQuantizeStochastic") - narrowed.count("ConstantQuantizeStochastic")
             > 0
         )
         assert {"NormalizeHalfUp", "ReduceSumSquare"} <= set(ops(alone(lambda edit: lean_moments(edit, by_steps=False))(step)))
-        assert "QLinearMul" in ops(PASSES["lean-moments"](step))
-        fused = ops(PASSES["fused-products"](PASSES["early-quantizers"](step)))
+        assert "QLinearMul" in ops(PASSES["batchnorm-statistics-by-products"](step))
+        fused = ops(PASSES["fuse-requantization"](PASSES["hoist-quantizers"](step)))
         assert fused.count("ProductQuantize") > 4 and fused.count("MatrixQuantize") > 4
-        affine = ops(PASSES["affine-maps"](step))
+        affine = ops(PASSES["fuse-affine-maps"](step))
         assert affine.count("AffineQuantize") > 15 and affine.count("Greater") < ops(step).count("Greater")
-        assert ops(PASSES["normalized-maps"](step)).count("AffineQuantize") == ops(step).count("DirectQuantizeRootHalfUp")
+        assert ops(PASSES["normalize-by-reciprocals"](step)).count("AffineQuantize") == ops(step).count(
+            "DirectQuantizeRootHalfUp"
+        )
 
 
 def test_both_branches_of_a_gradient_are_taken(artifacts: Artifacts) -> None:
     """A least exponent of the error wants the canonical nodes; an ordinary one does not."""
     if not kernels().is_exact(Kernel.UNSIGNED):
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
-    model = inline(PASSES["narrow-gradients"](artifacts.files["int_training"]))
+    model = inline(PASSES["narrow-weight-gradients"](artifacts.files["int_training"]))
     conditions = [n.input[0] for n in model.graph.node if n.op_type == "If"]
     if not conditions:
         pytest.skip("full8 has gradients of two parts, which stay as they are")

@@ -11,7 +11,7 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.extremes import bare_extremes
+from wageubn_onnx.passes.targets.cpu.extremes import split_exponent_reductions
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
 from wageubn_onnx.quantizers import integer
 from wageubn_onnx.runtime.kernels import kernels
@@ -47,7 +47,7 @@ def test_next_exponents(by_size: bool, kind: str, least: int, sign: int) -> None
     if by_size and not kernels().is_exact(Kernel.UNSIGNED):
         pytest.skip("this release of onnxruntime lacks unsigned arithmetic")
     before = model(kind, least)
-    after = tidy(inline(rewritten(before, {"bare-extremes": lambda edit: bare_extremes(edit, by_size)})))
+    after = tidy(inline(rewritten(before, {"split-exponent-reductions": lambda edit: split_exponent_reductions(edit, by_size)})))
     sized = by_size and kind == "FollowExponents" and least == -127
     kinds = [node.op_type for node in after.graph.node]
     assert (kinds.count("ReduceMax"), kinds.count("ReduceMin")) == ((1, 0) if sized else (1, 1))

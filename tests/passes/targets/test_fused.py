@@ -36,7 +36,7 @@ def never(image: object, kernel: object) -> bool:
 
 
 def with_fused(model: onnx.ModelProto, prefers_fused: Preference, prefers_matrix: Preference) -> onnx.ModelProto:
-    return rewritten(model, {"fused-products": lambda edit: fused_products(edit, prefers_fused, prefers_matrix)})
+    return rewritten(model, {"fuse-requantization": lambda edit: fused_products(edit, prefers_fused, prefers_matrix)})
 
 
 def product(x: Array, w: Array) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import pytest
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.joint import joint_states
+from wageubn_onnx.passes.targets.cpu.joint import batch_small_tensors
 
 Array = np.ndarray[Any, Any]
 INPUTS = "int32[3] a, int32[1, 5, 1, 1] b, int32[2, 2] c, int32 s, int32 t, int32 u, int32[2, 9] map"
@@ -87,7 +87,7 @@ def results(model: onnx.ModelProto, seed: int) -> list[Array]:
 def test_what_is_joined_is_the_same(name: str) -> None:
     body, kind, count = BODIES[name]
     before = model(body)
-    after = tidy(inline(rewritten(before, {"joint": joint_states})))
+    after = tidy(inline(rewritten(before, {"joint": batch_small_tensors})))
     onnx.checker.check_model(after, full_check=True)
     assert [node.op_type for node in after.graph.node if not node.name.startswith("joint/")].count(kind) == count
     for seed in range(3):
@@ -111,7 +111,7 @@ def test_what_a_branch_reads_is_there() -> None:
     for node in before.graph.node:
         node.name = node.output[0]
     before = onnx.shape_inference.infer_shapes(before, strict_mode=True)
-    after = rewritten(before, {"joint": joint_states})
+    after = rewritten(before, {"joint": batch_small_tensors})
     assert [node.op_type for node in after.graph.node].count("Neg") == 1
     for seed in range(4):
         for expected, found in zip(results(before, seed), results(after, seed), strict=True):
@@ -124,5 +124,5 @@ def test_large_tensors_stay_alone() -> None:
     before = onnx.parser.parse_model(text)
     for node in before.graph.node:
         node.name = node.output[0]
-    after = rewritten(before, {"joint": joint_states})
+    after = rewritten(before, {"joint": batch_small_tensors})
     assert [node.op_type for node in after.graph.node] == ["Neg", "Neg"]

@@ -11,7 +11,7 @@ import pytest
 
 from wageubn_onnx.passes.targets.cpu import merged
 from wageubn_onnx.passes.targets.cpu.machine import LAST
-from wageubn_onnx.passes.targets.cpu.merged import merged_images
+from wageubn_onnx.passes.targets.cpu.merged import merge_images
 from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
@@ -76,7 +76,7 @@ def test_merged_images_give_the_same_maps(name: str, monkeypatch: pytest.MonkeyP
     )
     types = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, [8, 1, 20, 3]) for n in ("a", "b")]
     before.graph.value_info.extend([*types, onnx.helper.make_tensor_value_info("c", onnx.TensorProto.UINT8, [8, 2, 20, 3])])
-    after = merged_images(before)
+    after = merge_images(before)
     random = np.random.default_rng(0)
     feeds = {name: random.integers(0, 256, (8, 4, 5, 3)).astype(np.uint8) for name in "xy"}
     results = []

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from wageubn_onnx.passes.targets.cpu.branches import lazy_branches
-from wageubn_onnx.passes.targets.cpu.reshapes import single_reshapes
+from wageubn_onnx.passes.targets.cpu.branches import sink_into_branches
+from wageubn_onnx.passes.targets.cpu.reshapes import merge_reshapes
 
 TEXT = """<ir_version: 9, opset_import: ["" : 18]>
     g (int32[2, 6] x, bool c) => (int32[2, 6] y, int32[2, 6] same, int32[3, 4] given, int32[2, 6] z)
@@ -30,7 +30,7 @@ TEXT = """<ir_version: 9, opset_import: ["" : 18]>
 
 def test_each_shape_once() -> None:
     before = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(TEXT), strict_mode=True)
-    after = lazy_branches(single_reshapes(before))
+    after = sink_into_branches(merge_reshapes(before))
     onnx.checker.check_model(after, full_check=True)
     made = {n.output[0]: (n.op_type, *n.input) for n in after.graph.node}
     assert made == {

@@ -61,7 +61,7 @@ def test_sums_are_the_same(name: str, dtype: str) -> None:
     if not kernels().is_exact(Kernel.INT8):
         pytest.skip("this machine or release has no exact int8 by uint8")
     before = gradient(*SIZES[name], dtype)
-    after = rewritten(before, {"swapped-gradients": lambda edit: swapped_gradients(edit, lambda image, kernel: True)})
+    after = rewritten(before, {"swap-weight-gradient-operands": lambda edit: swapped_gradients(edit, lambda image, kernel: True)})
     turned = {node.output[0]: node.op_type for node in after.graph.node}["dw"]
     assert turned == ("Transpose" if name == "narrow maps" else "MatMulInteger")
     random = np.random.default_rng(0)
@@ -81,5 +81,7 @@ def test_sums_are_the_same(name: str, dtype: str) -> None:
 
 def test_where_uint8_by_int8_is_slow_it_stays() -> None:
     before = gradient(*SIZES["narrow errors"], "int8")
-    after = rewritten(before, {"swapped-gradients": lambda edit: swapped_gradients(edit, lambda image, kernel: False)})
+    after = rewritten(
+        before, {"swap-weight-gradient-operands": lambda edit: swapped_gradients(edit, lambda image, kernel: False)}
+    )
     assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.passes.targets.cpu.unsigned import unsigned_kernels
-from wageubn_onnx.passes.targets.cpu.whole import WHOLE, whole_convolutions, whole_products
+from wageubn_onnx.passes.targets.cpu.unsigned import uint8_constant_kernels
+from wageubn_onnx.passes.targets.cpu.whole import WHOLE, pad_convolutions, pad_matrix_products
 
 Array = np.ndarray[Any, Any]
 CONV = "ConvInteger <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]"
@@ -71,7 +71,7 @@ def same(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
 def test_products(name: str) -> None:
     a, b, body, columns = PRODUCTS[name]
     before = model(a, b, body)
-    after = whole_products(before)
+    after = pad_matrix_products(before)
     same(before, after)
     made = products(after.graph, "MatMulInteger")
     assert len(made) == len(products(before.graph, "MatMulInteger"))
@@ -86,7 +86,7 @@ def test_products(name: str) -> None:
 def test_convolutions(name: str) -> None:
     a, b, body, places = CONVOLUTIONS[name]
     before = model(a, b, body)
-    after = whole_convolutions(before)
+    after = pad_convolutions(before)
     same(before, after)
     (node,) = products(after.graph, "ConvInteger")
     made = next(v for v in (*after.graph.value_info, *after.graph.output) if v.name == node.output[0])
@@ -97,7 +97,7 @@ def test_convolutions(name: str) -> None:
 
 def test_an_open_size_is_named() -> None:
     with pytest.raises(WageubnError, match="node 'y': the size of b is open"):
-        whole_products(model("uint8[3, 4]", "uint8[4, N]", "y = MatMulInteger (a, b, z, z)"))
+        pad_matrix_products(model("uint8[3, 4]", "uint8[4, N]", "y = MatMulInteger (a, b, z, z)"))
 
 
 def test_constant_kernels_beside_a_late_bias_become_unsigned() -> None:
@@ -115,7 +115,7 @@ def test_constant_kernels_beside_a_late_bias_become_unsigned() -> None:
     before = onnx.parser.parse_model(text)
     for output in before.graph.output:
         output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.UINT8, [1, 2, 5, 16]))
-    after = unsigned_kernels(before)
+    after = uint8_constant_kernels(before)
     names = {node.output[0]: (node.input[3], node.input[5]) for node in after.graph.node}
     assert names == {"a": ("w/unsigned", "zero/unsigned"), "b": ("w", "none"), "c": ("found", "none")}
     session = onnxruntime.InferenceSession(after.SerializeToString(), providers=["CPUExecutionProvider"])
