@@ -9,7 +9,7 @@ the place of those that it has a better way for (passes/targets), and takes the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +112,12 @@ def name_of(function: onnx.FunctionProto) -> str:
     return f"{kind}_{hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()[:DIGITS]}"
 
 
-def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` in which composites are their bodies' nodes, typed, and their constants initializers, equal ones once;
-    quantizers and all other functions stay."""
-    flat = inline(model, lambda function: bool(kind_of(function.name)))
+def expanded(model: onnx.ModelProto, but: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of ``model`` in which composites are their bodies' nodes, typed, and their constants initializers, equal ones once.
+
+    Quantizers and all other functions stay, and so do composites of the kinds ``but``.
+    """
+    flat = inline(model, lambda function: bool(kind_of(function.name)) and kind_of(function.name) not in but)
     nodes, stored, renamed = list[onnx.NodeProto](), dict[bytes, str](), dict[str, str]()
     outside = {name for node in model.graph.node for name in node.output}
     for node in flat.graph.node:

@@ -168,7 +168,7 @@ def _bilinear(lower: Lowering, node: gs.Node, a: Value, b: Value, product: Produ
 
 
 def weight_gradient(lower: Lowering, node: gs.Node) -> Value:
-    """ConvWeightGradient: one for each part of an error; its exponents do not count within."""
+    """ConvWeightGradient or GemmWeightGradient: one for each part of an error; its exponents do not count within."""
 
     def product(x: Fixed, dy: Fixed) -> Fixed:
         (dw,) = lower.composite(node, _mantissas(x, dy))
@@ -222,5 +222,6 @@ RULES: dict[str, Rule] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "ConvWeightGradient": weight_gradient,
+    "GemmWeightGradient": weight_gradient,
     "MatMul": matmul,
 }

@@ -103,12 +103,18 @@ def gemm(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Tenso
         dy = g.slot(error, "E2")
         dx = g.op("MatMul", dy, w, name="dx", role="E.acc")
         with g.context(path="G.W"):
-            x_t = g.op("Transpose", x, name="x_t", perm=[1, 0])
-            dw_t = g.op("MatMul", x_t, dy, name="dw_t")
-            dw = g.op("Transpose", dw_t, name="dw", perm=[1, 0])
+            (dw,) = composites.emit(g, "GemmWeightGradient", [x, dy], _gemm_weight_gradient, name="dw")
         return [dx, dw, *(_bias_gradient(g, dy) for _ in bias)]
 
     return y, pullback
+
+
+def _gemm_weight_gradient(g: Model, of: list[Tensor]) -> list[Tensor]:
+    """dw[o,i] = sum over images of x[n,i] * dy[n,o]: x [N, I], dy [N, O]; dw [O, I]."""
+    x, dy = of
+    x_t = g.op("Transpose", x, name="x_t", perm=[1, 0])
+    dw_t = g.op("MatMul", x_t, dy, name="dw_t")
+    return [g.op("Transpose", dw_t, name="dw", perm=[1, 0])]
 
 
 def _add_bias(g: Model, product: Tensor, bias: list[Tensor], role: str) -> Tensor:

@@ -95,6 +95,11 @@ class Edit(View):
         """The calls of a composite, such as ``ConvWeightGradient``, in the order of the graph."""
         return [node for node in self.nodes if kind_of(node.op_type) == kind]
 
+    def products(self, call: onnx.NodeProto) -> int:
+        """Into how many integer products of matrices the body of ``call`` splits its sum, so that none leaves int32."""
+        (body,) = (f for f in self.model.functions if f.name == call.op_type)
+        return sum(node.op_type == "MatMulInteger" for node in body.node)
+
     def bound(self, name: str) -> int | None:
         """The greatest magnitude of an integer tensor, as far as its values, its quantizer (seen through nodes that only move
         elements) or its dtype of 8 bits say."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,22 +18,21 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.form import Form
-from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
+from wageubn_onnx.passes.targets.cpu.operands import Operand, Preference, unsigned
 
+T = onnx.TensorProto
 Pair = tuple[int, int]
-Made = dict[tuple[str, str, Pair], str]
 CHANNELS_FIRST = [1, 0, 2, 3]
 CHANNELS_LAST = [0, 2, 3, 1]
 
 
 @dataclass(frozen=True)
 class Lines:
-    """How a window's taps see the maps ``source`` [N, C, H, W], for errors of size ``out``.
+    """How a window's taps see maps of ``shape`` [N, C, H, W], for errors of size ``out``.
 
     taps: of each the phase of the maps, every stride-th row and column from there, and where in it the first window looks.
     """
 
-    source: str
     shape: Sequence[int]
     strides: Pair
     taps: Sequence[tuple[Pair, Pair]]
@@ -87,73 +87,60 @@ def flat_columns(edit: Edit, prefers_int8: Preference) -> None:
 
     prefers_int8: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether errors should be int8 beside uint8.
     """
-    made: Made = {}
-    for node in edit.nodes:
-        if node.op_type == "MatMulInteger":
-            _flatten(edit, node, made, prefers_int8)
+    for node in edit.calls("ConvWeightGradient"):
+        window = attributes(node)
+        if window["group"] == 1 and (window["kernel_shape"], window["strides"], window["pads"]) != ([1, 1], [1, 1], [0] * 4):
+            _flatten(edit, node, window, prefers_int8)
 
 
-@dataclass(frozen=True)
-class Operand:
-    """Of a product: ``whole`` [C * taps, windows] or [windows, O], made by the Reshape ``rows`` but for ``changes``, nodes that
-    change element by element; ``piece``, the slice of it that is short enough for a sum, if there is one."""
-
-    whole: str
-    rows: onnx.NodeProto
-    changes: list[onnx.NodeProto]
-    piece: onnx.NodeProto | None
-
-
-def _operand(edit: Edit, name: str) -> Operand | None:
-    """What ``name`` is; None where no Reshape makes its rows, and of a slice of a slice."""
-    whole, changes, piece = name, list[onnx.NodeProto](), None
-    while (node := edit.maker(name, "Cast", "BitwiseXor", "Slice", "Reshape")) is not None:
-        name = node.input[0]
-        if node.op_type == "Reshape":
-            return Operand(whole, node, changes[::-1], piece)
-        if node.op_type == "Slice" and piece is None:
-            whole, piece = name, node
-        elif node.op_type == "Slice":
-            return None
-        else:
-            changes.append(node)
-    return None
-
-
-def _flatten(edit: Edit, product: onnx.NodeProto, made: Made, prefers_int8: Preference) -> None:
-    """Give ``product`` flat operands, if it is of columns by errors. made: the flat tensors of such pairs."""
-    columns, errors = (_operand(edit, name) for name in product.input[:2])
-    lines = _lines(edit, columns.rows) if columns is not None and errors is not None else None
-    turned = edit.maker(errors.rows.input[0], "Transpose") if errors is not None else None
-    if columns is None or errors is None or lines is None or turned is None or None in map(edit.scalar, product.input[2:]):
-        return
-    zeros, changes = list(product.input[2:]), [columns.changes, errors.changes]
-    (m, k), n = edit.shape(product.input[0]), edit.shape(product.input[1])[1]
-    if before_the_flip(edit, errors.whole) and prefers_int8([1, k, n, 1], [m, k, 1, 1]):
-        zeros[1], changes[1] = edit.put(0, np.int8), []
-    operands = []
-    sources = (columns, lines.source, _columns), (errors, turned.input[0], _errors)
-    for (operand, source, build), zero, changed in zip(sources, zeros, changes, strict=True):
-        start, stop = _bounds(edit, operand, lines)
+def _flatten(edit: Edit, node: onnx.NodeProto, window: dict[str, Any], prefers_int8: Preference) -> None:
+    """The gradient [O, I, KH, KW] of maps [N, I, H, W] and errors [N, O, OH, OW], in as many sums as the canonical one."""
+    x, dy = node.input
+    lines = _lines(edit.shape(x), edit.shape(dy)[2:], window)
+    (n, i), o, taps = edit.shape(x)[:2], edit.shape(dy)[1], len(lines.taps)
+    windows, count = n * lines.positions, edit.products(node)
+    size = -(-windows // count)
+    maps, right = unsigned(edit, node, x), Operand(dy, edit.put(0, np.int8))
+    if not (edit.dtype(dy) == T.INT8 and (maps.is_never_negative or prefers_int8([1, size, o, 1], [i * taps, size, 1, 1]))):
+        right = unsigned(edit, node, dy)
+    made = dict[Pair, tuple[Lines, str, str]]()
+    sums = list[str]()
+    for start in range(0, windows, size):
+        stop = min(start + size, windows)
         images = start // lines.positions, -(-stop // lines.positions)
-        seen = replace(lines, shape=[images[1] - images[0], *lines.shape[1:]])
-        key = operand.whole, columns.whole, images
-        if key not in made:
-            made[key] = build(edit, product, _images(edit, product, _changed(edit, product, source, changed), images), zero, seen)
-        flat, ends = made[key], [seen.place(bound - images[0] * lines.positions) for bound in (start, stop)]
+        if images not in made:
+            seen = replace(lines, shape=[images[1] - images[0], *lines.shape[1:]])
+            columns, errors = (_images(edit, node, operand.name, images) for operand in (maps, right))
+            made[images] = seen, _columns(edit, node, columns, maps.zero, seen), _errors(edit, node, errors, right.zero, seen)
+        seen, *flat = made[images]
+        ends = [seen.place(bound - images[0] * lines.positions) for bound in (start, stop)]
         if ends != [0, seen.length]:
-            axis = 1 if operand is columns else 0
-            flat = edit.before(product, "Slice", [flat, *(edit.put([v], np.int64) for v in (*ends, axis))])
-        operands.append(flat)
-    edit.replace(product, "MatMulInteger", [*operands, *zeros])
+            bounds = [[edit.put([v], np.int64) for v in (*ends, axis)] for axis in (1, 0)]
+            flat = [edit.before(node, "Slice", [whole, *cut]) for whole, cut in zip(flat, bounds, strict=True)]
+        sums.append(edit.before(node, "MatMulInteger", [*flat, maps.zero, right.zero]))
+    put_weight_gradient(edit, node, sums)
 
 
-def _bounds(edit: Edit, operand: Operand, lines: Lines) -> Pair:
-    """The first window of a piece, and the one behind its last."""
-    if operand.piece is None:
-        return 0, lines.shape[0] * lines.positions
-    start, stop = (edit.scalar(name) for name in operand.piece.input[1:3])
-    return start or 0, stop or 0
+def put_weight_gradient(edit: Edit, node: onnx.NodeProto, sums: Sequence[str]) -> None:
+    """The sum of int32 ``sums`` [I * taps, O] as the gradient that ``node`` computes."""
+    total, dtype = sums[0], edit.dtype(node.output[0])
+    if dtype != T.INT32:
+        wide = [edit.before(node, "Cast", [part], to=dtype) for part in sums]
+        total = wide[0]
+        for part in wide[1:]:
+            total = edit.before(node, "Add", [total, part])
+    turned = edit.before(node, "Transpose", [total], perm=[1, 0])
+    edit.replace(node, "Reshape", [turned, edit.put(edit.shape(node.output[0]), np.int64)])
+
+
+def _lines(shape: Sequence[int], out: Sequence[int], window: dict[str, Any]) -> Lines:
+    rows, columns = window["strides"]
+    taps = [
+        ((row % rows, column % columns), (row // rows, column // columns))
+        for i, j in np.ndindex(*window["kernel_shape"])
+        for row, column in [(i * window["dilations"][0] - window["pads"][0], j * window["dilations"][1] - window["pads"][1])]
+    ]
+    return Lines(shape, (rows, columns), taps, (out[0], out[1]))
 
 
 def _images(edit: Edit, anchor: onnx.NodeProto, source: str, images: Pair) -> str:
@@ -163,42 +150,6 @@ def _images(edit: Edit, anchor: onnx.NodeProto, source: str, images: Pair) -> st
         return source
     cut = edit.before(anchor, "Slice", [source, *(edit.put([v], np.int64) for v in (*images, 0))])
     return edit.declare(cut, edit.dtype(source), [images[1] - images[0], *shape[1:]])
-
-
-def _changed(edit: Edit, anchor: onnx.NodeProto, source: str, changes: Sequence[onnx.NodeProto]) -> str:
-    """The maps ``source`` after ``changes``."""
-    shape = edit.shape(source)
-    for node in changes:
-        source = edit.before(anchor, node.op_type, [source, *node.input[1:]], **attributes(node))
-        edit.declare(source, edit.dtype(node.output[0]), shape)
-    return source
-
-
-def _lines(edit: Edit, columns: onnx.NodeProto) -> Lines | None:
-    """What the slices see that ``columns`` puts below one another; None where it is of another kind."""
-    gathered = edit.maker(columns.input[0])
-    if gathered is None or len(edit.shape(columns.output[0])) != 2:
-        return None
-    slices = list(gathered.input) if gathered.op_type == "Concat" else [columns.input[0]]
-    found = [node for node in (edit.maker(name, "Slice") for name in slices) if node is not None and len(node.input) == 5]
-    if len(found) != len(slices) or len({node.input[0] for node in found}) != 1:
-        return None
-    pad = edit.maker(found[0].input[0], "Pad")
-    turned = edit.maker(pad.input[0] if pad is not None else found[0].input[0], "Transpose")
-    pads = edit.constant(pad.input[1]) if pad is not None else np.zeros(8, np.int64)
-    cuts = [[edit.constant(node.input[at]) for node in found] for at in (1, 3, 4)]
-    starts, axes, steps = ([value.tolist() for value in cut if value is not None] for cut in cuts)
-    if turned is None or attributes(turned)["perm"] != CHANNELS_FIRST or pads is None or len(starts) != len(found):
-        return None
-    if any(value != [2, 3] for value in axes) or any(value != steps[0] for value in steps):
-        return None
-    row_step, column_step = steps[0]
-    taps = [
-        ((row % row_step, column % column_step), (row // row_step, column // column_step))
-        for row, column in ((i - int(pads[2]), j - int(pads[3])) for i, j in starts)
-    ]
-    out = edit.shape(slices[0])
-    return Lines(turned.input[0], edit.shape(turned.input[0]), (row_step, column_step), taps, (out[2], out[3]))
 
 
 def _padded(edit: Edit, anchor: onnx.NodeProto, name: str, zero: str, pitch: Pair) -> str:

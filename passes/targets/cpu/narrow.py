@@ -7,9 +7,12 @@ an If.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.trace import (
     Int32,
@@ -27,8 +30,10 @@ from wageubn_onnx.onnxir.trace import (
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
+from wageubn_onnx.passes.targets.cpu.operands import WEIGHT_GRADIENTS
 from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
 
+T = onnx.TensorProto
 LIMIT = 1_500_000_000  # |gradient + decay|: below 2^30.5, so that its range is at most 2^30 and no sum below passes 2^31
 LEAST = 17  # the shortest shift of a decay
 DEEPEST = 45  # a longer shift of a decay gives 0, as this one does
@@ -120,19 +125,13 @@ def _narrowed(edit: Edit, node: onnx.NodeProto, small: set[str]) -> bool:
 
 
 def _products(edit: Edit, name: str) -> int | None:
-    """A bound of the sums of products that ``name`` holds."""
-    maker = edit.maker(name)
-    while maker is not None and maker.op_type in ("Reshape", "Transpose"):
-        maker = edit.maker(maker.input[0])
-    if maker is None or maker.op_type != "MatMulInteger":
+    """A bound of the sums of products that ``name``, a weight gradient, holds."""
+    call = edit.maker(name)
+    if call is None or kind_of(call.op_type) not in WEIGHT_GRADIENTS:
         return None
-    sides = [
-        128
-        if edit.scalar(maker.input[2 + i]) or edit.dtype(maker.input[i]) == onnx.TensorProto.INT8
-        else edit.bound(maker.input[i]) or 255
-        for i in range(2)
-    ]
-    return edit.shape(maker.input[0])[-1] * sides[0] * sides[1]
+    x, dy = call.input
+    positions = edit.shape(dy)[0] * math.prod(edit.shape(dy)[2:])
+    return positions * math.prod(128 if edit.dtype(side) == T.INT8 else edit.bound(side) or 255 for side in (x, dy))
 
 
 PASS = Form(

@@ -7,6 +7,7 @@ pairs of these products in saturating int16, so that whoever asks for this pass 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from wageubn_onnx.passes.targets.cpu.machine import Kernel
 
 T = onnx.TensorProto
 SEVEN_BITS = 127
+WEIGHT_GRADIENTS = ("ConvWeightGradient", "GemmWeightGradient")  # composites
 
 
 Preference = Callable[[Sequence[int], Sequence[int]], bool]
@@ -45,6 +47,24 @@ def _signed(edit: Edit, product: onnx.NodeProto) -> str | None:
     if image is not None and edit.dtype(image) == T.UINT8:
         return edit.before(product, "Cast", [image], to=T.INT8)
     return image
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An 8-bit tensor as a product reads it, and its zero point, an initializer."""
+
+    name: str
+    zero: str
+    is_never_negative: bool = False  # and at most 127
+
+
+def unsigned(edit: Edit, anchor: onnx.NodeProto, name: str) -> Operand:
+    """The tensor as uint8: as it is, or an int8 one with its sign bit flipped."""
+    if edit.dtype(name) == T.UINT8:
+        return Operand(name, edit.put(0, np.uint8), (edit.bound(name) or 255) <= SEVEN_BITS)
+    bits = edit.before(anchor, "Cast", [name], to=T.UINT8)
+    lifted = edit.before(anchor, "BitwiseXor", [bits, edit.put(128, np.uint8)])
+    return Operand(edit.declare(lifted, T.UINT8, edit.shape(name)), edit.put(128, np.uint8))
 
 
 def signed(edit: Edit, name: str, zero: str) -> str | None:
