@@ -17,7 +17,7 @@ from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
 from wageubn_onnx.passes.targets import tidy
 from wageubn_onnx.passes.targets.cpu import Machine, bodies_for, inlined_passes_for, passes_for
-from wageubn_onnx.passes.targets.cpu.operands import WEIGHT_GRADIENTS
+from wageubn_onnx.passes.targets.cpu.operands import LATE
 
 T = onnx.TensorProto
 NUMBERS = (T.FLOAT, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64)
@@ -42,7 +42,7 @@ def steps(step: onnx.ModelProto, machine: Machine) -> Iterator[tuple[str, onnx.M
             del edit.model.graph.node[:]
             yield name, step, after
             step = after
-        step = expanded(step, but=WEIGHT_GRADIENTS)
+        step = expanded(step, but=LATE)
     for name, one_idea in ({tidy.PASS.name: lambda model: tidy.PASS.run(inline(model))} | inlined_passes_for(machine)).items():
         after = one_idea(step)
         yield name, step, after
@@ -62,7 +62,7 @@ def for_cpu_with(fault: str, seed: int) -> Callable[..., onnx.ModelProto]:
             if fault in edits:
                 step = spoilt(before, step, seed)
             step = rewritten(step, {name: edits[name] for name in names[len(first) :]})
-            step = expanded(step, but=WEIGHT_GRADIENTS)
+            step = expanded(step, but=LATE)
         step = inline(step)
         for name, rewrite in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             if name not in without:

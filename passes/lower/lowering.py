@@ -205,8 +205,10 @@ class Lowering:
 
         return self.outlined(node, kind_of(node.op), values, body)
 
-    def outlined(self, node: gs.Node, kind: str, values: Sequence[Value], body: IntegerBody) -> list[Value]:
-        """A call of the composite ``kind`` with the attributes of ``node``: the values that ``body`` computes of ``values``.
+    def outlined(
+        self, node: gs.Node, kind: str, values: Sequence[Value], body: IntegerBody, name: str = "", **attrs: Any
+    ) -> list[Value]:
+        """A call of the composite ``kind`` with the attributes of ``node`` and ``attrs``: what ``body`` computes of ``values``.
 
         ``body`` emits its nodes into a lowering of its own. It is asked once for dtypes, shapes, bounds and exponents.
         """
@@ -224,7 +226,9 @@ class Lowering:
             made.append((results, formal, outputs))
             return outputs
 
-        outputs = composites.emit(self.g, kind, list(operands.values()), emitted, key, name=short_name(node), **node.attrs)
+        outputs = composites.emit(
+            self.g, kind, list(operands.values()), emitted, key, name=short_name(node), **node.attrs, **attrs
+        )
         op = outputs[0].inputs[0].op
         if made:
             self._composites[op, key] = *made[0], list(terms)

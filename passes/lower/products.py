@@ -73,67 +73,81 @@ class Taps:
 
 
 def conv_transpose(lower: Lowering, node: gs.Node) -> Value:
-    """ConvTranspose -> ConvDataGradient, phase by phase: with stride 2, four convolutions by parts of the turned kernel."""
-    error, weight = (lower.value(i) for i in node.inputs)
+    """ConvTranspose -> ConvDataGradient, phase by phase: with stride 2, four convolutions by parts of the flipped kernel, which
+    FlipKernel makes once for all of an error's parts."""
+    error, weight = lower.value(node.inputs[0]), lower.fixed(lower.value(node.inputs[1]), node)
+    phases = _phases(node)
+    numbers = [n for phase in phases for t in phase.taps for n in (t.first, t.step, t.count)]
 
-    def body(inner: Lowering, operands: Sequence[Value]) -> list[Value]:
-        e, w = (inner.fixed(operand, node) for operand in operands)
-        return [_data_gradient(inner, node, e, w)]
+    def flipped(inner: Lowering, operands: Sequence[Value]) -> list[Value]:
+        turned = _turned(inner, inner.fixed(operands[0], node), node.attrs["group"])
+        return [_part(inner, turned, phase.taps) for phase in phases]
+
+    def gradient(inner: Lowering, operands: Sequence[Value]) -> list[Value]:
+        e, *kernels = (inner.fixed(operand, node) for operand in operands)
+        return [_data_gradient(inner, node, e, dict(zip(phases, kernels, strict=True)))]
 
     def product(e: Fixed, w: Fixed) -> Fixed:
-        (dx,) = lower.outlined(node, "ConvDataGradient", _mantissas(e, w), body)
+        (dx,) = lower.outlined(node, "ConvDataGradient", _mantissas(e, *(lower.fixed(k, node) for k in kernels)), gradient)
         return replace(lower.fixed(dx, node), exponent=e.exponent + w.exponent)
 
+    kernels = lower.outlined(node, "FlipKernel", _mantissas(weight), flipped, "flipped", phases=numbers) if phases else []
     return _bilinear(lower, node, error, weight, product)
 
 
-def _data_gradient(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed) -> Fixed:
-    """Errors e [N, O, OH, OW] by the kernel w [O, I/G, KH, KW]."""
-    g, size = lower.g, node.outputs[0].shape[2:]
+@dataclass(frozen=True)
+class Phase:
+    """``at``: rows and columns modulo the strides; taps: those that reach it; cut, stop: of the errors what they reach; pads."""
+
+    at: tuple[int, int]
+    taps: tuple[Taps, Taps]
+    cut: tuple[int, ...]
+    stop: tuple[int, ...]
+    pads: tuple[int, ...]
+
+
+def _phases(node: gs.Node) -> list[Phase]:
+    """Those of a data gradient that are not zero, because taps reach an error."""
     strides, dilations, pads = node.attrs["strides"], node.attrs["dilations"], node.attrs["pads"]
-    by_row, by_column = (Taps.by_phase(w.tensor.shape[2 + a], strides[a], dilations[a], pads[a]) for a in range(2))
-    turned, canvas = _turned(lower, w, node.attrs["group"]), phase_size(size, strides)
+    (errors, w), canvas = (i.shape[2:] for i in node.inputs[:2]), phase_size(node.outputs[0].shape[2:], strides)
+    by_axis = [Taps.by_phase(w[a], strides[a], dilations[a], pads[a]) for a in range(2)]
+    found = []
+    for at in itertools.product(*by_axis):
+        taps = by_axis[0][at[0]], by_axis[1][at[1]]
+        before = [t.before for t in taps]
+        after = [canvas[a] + t.dilation * (t.count - 1) - t.before - errors[a] for a, t in enumerate(taps)]
+        cut = tuple(max(-p, 0) for p in (*before, *after))
+        stop = tuple(errors[a] - cut[2 + a] for a in range(2))
+        if all(stop[a] > cut[a] for a in range(2)):
+            found.append(Phase((at[0], at[1]), taps, cut, stop, tuple(max(p, 0) for p in (*before, *after))))
+    return found
+
+
+def _part(lower: Lowering, w: Fixed, taps: tuple[Taps, Taps]) -> Fixed:
+    """These taps of the flipped kernel w."""
+    if [t.count for t in taps] == list(w.tensor.shape[2:]):
+        return w
+    g, last = lower.g, [t.first + t.step * (t.count - 1) + 1 for t in taps]
+    bounds = (g.ints(*(t.first for t in taps)), g.ints(*last), g.ints(2, 3), g.ints(*(t.step for t in taps)))
+    return replace(w, tensor=g.op("Slice", w.tensor, *bounds, name="phase"))
+
+
+def _data_gradient(lower: Lowering, node: gs.Node, e: Fixed, kernels: dict[Phase, Fixed]) -> Fixed:
+    """Errors e [N, O, OH, OW] by each phase's kernel [I, O/G, *taps]: the phases side by side."""
+    g, size, strides = lower.g, node.outputs[0].shape[2:], node.attrs["strides"]
     parts: dict[tuple[int, int], Fixed] = {}
-    for key in itertools.product(by_row, by_column):
-        part = _phase(lower, node, e, turned, (by_row[key[0]], by_column[key[1]]), canvas)
-        if part is not None:
-            parts[key] = part
-    if parts:
-        image = interleave(g, {key: part.tensor for key, part in parts.items()}, strides, size)
-    else:  # no window sees anything of the image
-        image = zeros(g, node.outputs[0].shape, np.int32)
-    bound = max((part.bound for part in parts.values()), default=1)
-    return Fixed(image, e.exponent + w.exponent, -bound, bound)
-
-
-def _phase(lower: Lowering, node: gs.Node, e: Fixed, w: Fixed, taps: tuple[Taps, Taps], size: tuple[int, int]) -> Fixed | None:
-    """One phase of the data gradient, [N, I, *size]: errors e [N, O, OH, OW] by these taps of the turned kernel w.
-
-    None where they reach no error, so that the phase is zero.
-    """
-    g, kernel, errors = lower.g, list(w.tensor.shape[2:]), e.tensor
-    before = [t.before for t in taps]
-    after = [size[a] + t.dilation * (t.count - 1) - t.before - errors.shape[2 + a] for a, t in enumerate(taps)]
-    cut = [max(-p, 0) for p in (*before, *after)]
-    stop = [errors.shape[2 + a] - cut[2 + a] for a in range(2)]
-    if any(stop[a] <= cut[a] for a in range(2)):
-        return None
-    if [t.count for t in taps] != kernel:
-        last = [t.first + t.step * (t.count - 1) + 1 for t in taps]
-        part = g.op(
-            "Slice",
-            w.tensor,
-            g.ints(*(t.first for t in taps)),
-            g.ints(*last),
-            g.ints(2, 3),
-            g.ints(*(t.step for t in taps)),
-            name="phase",
-        )
-        w = Fixed(part, w.exponent, w.lo, w.hi)
-    if any(cut):
-        errors = g.op("Slice", errors, g.ints(*cut[:2]), g.ints(*stop), g.ints(2, 3), name="cut")
-    x = Fixed(errors, e.exponent, e.lo, e.hi)
-    return _convolve(lower, node, x, w, [max(p, 0) for p in (*before, *after)], [1, 1], [t.dilation for t in taps])
+    for phase, kernel in kernels.items():
+        errors = e.tensor
+        if any(phase.cut):
+            bounds = (g.ints(*phase.cut[:2]), g.ints(*phase.stop), g.ints(2, 3))
+            errors = g.op("Slice", errors, *bounds, name="cut")
+        x, spaced = replace(e, tensor=errors), [t.dilation for t in phase.taps]
+        parts[phase.at] = _convolve(lower, node, x, kernel, list(phase.pads), [1, 1], spaced)
+    if not parts:  # no window sees anything of the image
+        return Fixed(zeros(g, node.outputs[0].shape, np.int32), e.exponent, -1, 1)
+    image = interleave(g, {at: part.tensor for at, part in parts.items()}, strides, size)
+    bound = max(part.bound for part in parts.values())
+    return Fixed(image, e.exponent, -bound, bound)
 
 
 def _turned(lower: Lowering, w: Fixed, groups: int) -> Fixed:

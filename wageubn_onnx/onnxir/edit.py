@@ -122,7 +122,7 @@ class Edit(View):
         if self.dtype(name) == T.UINT8 and "greatest" in own:
             return own["greatest"]
         bits_alone = maker.op_type == "Cast" and {self.dtype(name), self.dtype(maker.input[0])} == {T.INT8, T.UINT8}
-        if maker.op_type in MOVES and not bits_alone:
+        if (maker.op_type in MOVES and not bits_alone) or kind_of(maker.op_type) == "FlipKernel":
             return self.bound(maker.input[0])
         if maker.op_type in ("Concat", "Mul"):
             parts = [self.bound(operand) for operand in maker.input]

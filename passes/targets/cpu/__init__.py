@@ -46,7 +46,7 @@ from wageubn_onnx.passes.targets.cpu import (
 )
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import Machine
-from wageubn_onnx.passes.targets.cpu.operands import WEIGHT_GRADIENTS
+from wageubn_onnx.passes.targets.cpu.operands import LATE
 
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -135,7 +135,7 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
     with _no_collection():
         for passes in (bodies_for(machine), passes_for(machine)):
             step = rewritten(step, {name: one_idea for name, one_idea in passes.items() if name not in without})
-            step = expanded(step, but=WEIGHT_GRADIENTS)
+            step = expanded(step, but=LATE)
         step = inline(step)
         for name, one_idea in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             step = step if name in without else one_idea(step)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import onnx
 
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Float32, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
@@ -60,22 +61,13 @@ def factor(edit: Edit, anchor: onnx.NodeProto, kernel: str) -> tuple[str, bool]:
     """A kernel int8 [O, I, KH, KW] as a matrix [taps * I, O], and whether its taps are in their reverse order."""
     o, i, *size = edit.shape(kernel)
     taps = math.prod(size)
-    swapped = edit.maker(kernel, "Transpose")
-    turned = edit.maker(swapped.input[0], "Slice") if swapped is not None else None
-    is_reversed = turned is not None and reverses(edit, turned)
-    if swapped is not None and attributes(swapped)["perm"] == [1, 0, 2, 3] and (is_reversed or taps == 1):  # an error's
-        source = turned.input[0] if turned is not None and is_reversed else swapped.input[0]
-        by_tap = taps_first(edit, anchor, source, (i, o, taps))
+    flip = edit.maker(kernel)
+    is_reversed = flip is not None and kind_of(flip.op_type) == "FlipKernel" and edit.shape(flip.input[0])[2:] == size
+    if flip is not None and is_reversed:  # an error's
+        by_tap = taps_first(edit, anchor, flip.input[0], (i, o, taps))
     else:
-        is_reversed = False
         by_tap = edit.before(anchor, "Transpose", [taps_first(edit, anchor, kernel, (o, i, taps))], perm=[0, 2, 1])
     return edit.before(anchor, "Reshape", [by_tap, edit.put([taps * i, o], np.int64)]), is_reversed
-
-
-def reverses(edit: Edit, node: onnx.NodeProto) -> bool:
-    """Whether a Slice reverses rows and columns."""
-    axes, steps = (edit.constant(name) for name in node.input[3:5])
-    return axes is not None and steps is not None and axes.tolist() == [2, 3] and steps.tolist() == [-1, -1]
 
 
 def taps_first(edit: Edit, anchor: onnx.NodeProto, kernel: str, shape: tuple[int, int, int]) -> str:

@@ -20,6 +20,7 @@ from wageubn_onnx.passes.targets.cpu.machine import Kernel
 T = onnx.TensorProto
 SEVEN_BITS = 127
 WEIGHT_GRADIENTS = ("ConvWeightGradient", "GemmWeightGradient")  # composites
+LATE = (*WEIGHT_GRADIENTS, "FlipKernel")  # those that passes after the first ones still look for
 
 
 Preference = Callable[[Sequence[int], Sequence[int]], bool]

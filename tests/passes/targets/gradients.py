@@ -1,4 +1,4 @@
-"""Weight gradients by themselves: one composite, as a step has it, of maps and errors with given bounds."""
+"""Gradients of a product by themselves: composites, as a step has them, of maps and errors with given bounds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Array = np.ndarray[Any, Any]
 Bounds = tuple[int, int]
 
 
-def weight_gradient(maps: list[int], weight: list[int], x: Bounds, dy: Bounds, **attrs: Any) -> onnx.ModelProto:
-    """``dw`` of ``x``, mantissas of ``maps`` in these bounds, and of the errors ``dy`` of its product with ``weight``."""
+def gradients(maps: list[int], weight: list[int], x: Bounds, dy: Bounds, of: str, **attrs: Any) -> onnx.ModelProto:
+    """``dw`` or ``dx``: of ``x``, mantissas of ``maps`` in these bounds, and the errors ``dy`` of its product with ``weight``."""
     source = Model.empty("quant_training", "gradient")
     operands = [source.input(name, np.float32, shape) for name, shape in (("x", maps), ("w", weight))]
     with source.context(layer="layer"):
@@ -34,14 +34,14 @@ def weight_gradient(maps: list[int], weight: list[int], x: Bounds, dy: Bounds, *
         )  # which says its bounds
     y, pullback = RULES["Conv" if len(maps) == 4 else "Gemm"](source, attrs, [quantized, operands[1]])
     errors = source.input("dy", np.float32, y.shape)
-    _, dw = pullback(errors)[:2]
+    found = pullback(errors)[("dx", "dw").index(of)]
     lower = Lowering(source, Model.empty("int_training", "gradient"), Config(), integers.RULES)
     for tensor, (lo, hi) in ((operands[0], x), (operands[1], (-127, 127)), (errors, dy)):
         made = lower.g.input(tensor.name, dtype_for(lo, hi), tensor.shape)
         lower.values[tensor.name] = Fixed(made, Exponent(), lo, hi)
     lower.walk()
-    assert dw is not None
-    return to_proto(lower.g, {"dw": lower.fixed(lower.value(dw), dw.inputs[0]).tensor})
+    assert found is not None
+    return to_proto(lower.g, {of: lower.fixed(lower.value(found), found.inputs[0]).tensor})
 
 
 def drawn(model: onnx.ModelProto, bounds: dict[str, Bounds], ends: bool) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gradients import by_numpy, drawn, run, weight_gradient
+from gradients import by_numpy, drawn, gradients, run
 
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.passes.lower import products
@@ -41,7 +41,7 @@ def test_sums_are_the_same(name: str, as_int8: bool, pieces: int, dtype: str, mo
         out = [(s + pads[a] + pads[2 + a] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1 for a, s in enumerate(size)]
         longest = -(-N * out[0] * out[1] // pieces)
         monkeypatch.setattr(products, "INT32_LIMIT", longest * max(-bounds["x"][0], bounds["x"][1]) * 8 + 1)
-    before = weight_gradient(*shapes, bounds["x"], bounds["dy"], **window)
+    before = gradients(*shapes, bounds["x"], bounds["dy"], "dw", **window)
     after = rewritten(before, {"columns": lambda edit: flat_columns(edit, lambda image, kernel: as_int8)})
     assert sum(node.op_type == "MatMulInteger" for node in after.graph.node) == pieces
     for ends in (False, True):
@@ -55,6 +55,6 @@ def test_plain_and_grouped_kernels_stay() -> None:
     window = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
     for weight, group in (([4, 2, 1, 1], 1), ([4, 1, 3, 3], 2)):
         window |= {"kernel_shape": weight[2:], "group": group}
-        before = weight_gradient([N, CHANNELS, 6, 6], weight, (-128, 127), (-127, 127), **window)
+        before = gradients([N, CHANNELS, 6, 6], weight, (-128, 127), (-127, 127), "dw", **window)
         after = rewritten(before, {"columns": lambda edit: flat_columns(edit, lambda image, kernel: False)})
         assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]

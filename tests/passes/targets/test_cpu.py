@@ -23,7 +23,7 @@ from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import bodies_for, for_cpu, passes_for
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
 from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.operands import WEIGHT_GRADIENTS, int8_images
+from wageubn_onnx.passes.targets.cpu.operands import LATE, int8_images
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.kernels import kernels
 
@@ -48,7 +48,7 @@ PASSES: dict[str, ModelPass] = {
     for name, rewrite in bodies_for(Able()).items()
 }
 PASSES |= {
-    name: (lambda model, name=name, rewrite=rewrite: rewritten(expanded(model, but=WEIGHT_GRADIENTS), {name: rewrite}))  # type: ignore[misc]
+    name: (lambda model, name=name, rewrite=rewrite: rewritten(expanded(model, but=LATE), {name: rewrite}))  # type: ignore[misc]
     for name, rewrite in passes_for(Able()).items()
 }
 WHOLE: dict[str, ModelPass] = {
@@ -156,7 +156,7 @@ def ops(model: onnx.ModelProto) -> list[str]:
 
 
 def test_each_pass_does_its_work(artifacts: Artifacts) -> None:
-    step = expanded(artifacts.files["int_training"], but=WEIGHT_GRADIENTS)
+    step = expanded(artifacts.files["int_training"], but=LATE)
 
     def images(model: onnx.ModelProto) -> list[int]:
         typed = onnx.shape_inference.infer_shapes(inline(model))

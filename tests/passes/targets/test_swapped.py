@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from gradients import by_numpy, drawn, run, weight_gradient
+from gradients import by_numpy, drawn, gradients, run
 
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
@@ -25,7 +25,7 @@ BOUNDS = {"int8": (-128, 127), "uint8": (0, 127)}
 def gradient(name: str, dtype: str) -> onnx.ModelProto:
     maps, o = SIZES[name]
     kernel, window = ([1, 1], WINDOW) if len(maps) == 4 else ([], {})
-    return weight_gradient(maps, [o, maps[1], *kernel], BOUNDS[dtype], (-127, 127), **window)
+    return gradients(maps, [o, maps[1], *kernel], BOUNDS[dtype], (-127, 127), "dw", **window)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
