@@ -331,12 +331,15 @@ def test_audit_exits_with_one_where_something_is_found(pretend: Callable[..., No
 def test_passes_lists_the_pipeline(pretend: Callable[..., None]) -> None:
     step = SimpleNamespace(name="loss", file="passes/training/loss.py", summary="append the loss")
     stage = SimpleNamespace(name="fp_training", summary="a float step", passes=[step])
+    narrow = SimpleNamespace(name="narrow", file="passes/targets/narrow.py", summary="work on 8 bits")
     pretend("wageubn_onnx.pipeline", STAGES=[stage])
+    pretend("wageubn_onnx.passes.targets.table", PASSES={"iree": (narrow,)})
     text = run("passes")
     assert text.exit_code == 0
-    assert "append the loss" in text.stdout
+    assert "append the loss" in text.stdout and "target iree" in text.stdout and "work on 8 bits" in text.stdout
     assert json.loads(run("passes", "--json").stdout) == [
-        {"stage": "fp_training", "summary": "a float step", "passes": [vars(step)]}
+        {"stage": "fp_training", "summary": "a float step", "passes": [vars(step)]},
+        {"target": "iree", "summary": "what `export` makes of int_training", "passes": [vars(narrow)]},
     ]
 
 

@@ -1,5 +1,8 @@
 """What is linear in 8-bit maps, with a factor and an offset a channel, in one kernel: BN's activation, its error, sums of errors.
 
+    DirectQuantize(Cast(x1) * w1 + Cast(x2) * w2 + b, shift)  ->  QLinearConv(Concat(x1, x2), [w1, w2], 2^-shift, b)
+    DirectQuantize(Cast(x1) + Cast(x2), shift)                  ->  QLinearAdd(x1, x2, 2^-shift)
+
 round((w1*x1 + w2*x2 + ... + b) / 2^shift) is a depthwise QLinearConv, whose kernel has one row for each map: laid below one
 another, a channel's maps are the rows of one image. One such pass takes the place of some ten over int32 maps. The sum of two
 maps as they are is a QLinearAdd, which needs no such image.

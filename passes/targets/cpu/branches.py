@@ -1,5 +1,8 @@
 """What one branch of an If alone reads, computed in that branch: a kernel turned around, say, for the canonical nodes that hardly
-ever run. What nothing reads is not computed at all."""
+ever run. What nothing reads is not computed at all.
+
+    y = f(x); If(c, then: y, else: z)  ->  If(c, then: f(x), else: z)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Quantizers before what only moves elements: errors are interleaved, cut and padded in 8 bits, not in 32."""
+"""Quantizers before what only moves elements: errors are interleaved, cut and padded in 8 bits, not in 32.
+
+Quantize(Concat(a, Pad(b)))  ->  Concat(Quantize(a), Pad(Quantize(b)))
+"""
 
 from __future__ import annotations
 

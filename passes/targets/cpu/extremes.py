@@ -1,5 +1,7 @@
 """Exponents that follow their tensors, in two parts: the tensor's extremes, and what they say, which is small and can wait.
 
+    FollowExponent(x, bits)  ->  FollowExponentExtremes(ReduceMax(x), ReduceMin(x), bits)
+
 int8 is what becomes of uint8 by a flip of its sign bits and a Cast, on one thread: extremes are taken before these. A channel's
 exponent follows from the greatest size alone.
 """

@@ -1,5 +1,7 @@
 """Elementwise work on flat tensors: weights of 1x1 kernels, [O, I, 1, 1], and numbers of channels, [1, C, 1, 1].
 
+    Mul(x [O, I, 1, 1], scalar)  ->  Reshape(Mul(Reshape(x, [O * I]), scalar), [O, I, 1, 1])
+
 onnxruntime pairs operands span by span, and a span ends where the last sizes are 1: beside a scalar each element is then a span
 of its own, at several times the time.
 """

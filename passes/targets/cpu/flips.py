@@ -1,5 +1,9 @@
 """Sign bits flipped by an addition: uint8 wraps, so x + 128 is x with its highest bit turned, and Add is vectorised; and what is
-taken from 0 after that, taken from 128 at once."""
+taken from 0 after that, taken from 128 at once.
+
+    BitwiseXor(x, 128)          ->  Add(x, 128)
+    Sub(0, BitwiseXor(x, 128))  ->  Sub(128, x)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Weights of 24 bits as the upper 8 and the lower 16 of them, on which onnxruntime works several times as fast as on 32.
 
+    DirectQuantize(w, 16)  ->  HalvesQuantize(HighHalf(w), LowHalf(w))
+
 What rounds them to 8 bits needs of the lower half only whether it lies above, at or below its middle; weight decay
 (`narrow-weight-gradients`) starts from the same halves.
 """

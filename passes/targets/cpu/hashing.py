@@ -1,5 +1,8 @@
 """Random bits in uint32, which wraps by itself, instead of int64 with masks; the last mixing step only touches bits not kept, and
-what seed and step make of each other is made once for all tensors."""
+what seed and step make of each other is made once for all tensors.
+
+    RandomBits(seed, number)  ->  HashedBits(StepHash(seed, number))      StepHash once for all tensors
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What every layer does to few numbers - its channels' statistics, gamma and beta, its exponents - done for all layers at
 once, on their numbers side by side.
 
+    y1 = x1 * a1; y2 = x2 * a2  ->  y1, y2 = Split(Concat(x1, x2) * Concat(a1, a2))
+
 A node on 64 numbers costs what one on 6,400 does. Two kinds of nodes are joined: those that depend on nothing but what a step
 is given (exponents, say, and the scales that follow from them), which can all be done at its start, and those that lead to new
 states alone, which can wait for its end. Among each, the distance from what is not joined says that neither of two waits for the

@@ -1,6 +1,9 @@
 """Maps with their channels last, [N, H, W, C], as QLinearConv's kernel wants them: where they come second, it transposes every
 map that it reads and makes, on one thread.
 
+    QLinearConv(x, w)  ->  Transpose(com.microsoft.QLinearConv(Transpose(x), w, channels_last=1))    each Transpose once,
+    and none between two nodes that both have a form for channels last
+
 A map is what a QLinearConv reads or makes, and what follows from one element by element, by moving elements or by sums. Where
 something else reads a map, or gives one with its channels second, a Transpose stands between them.
 """

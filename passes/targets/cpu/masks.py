@@ -1,4 +1,7 @@
-"""Zeros where a mask says so, as products: onnxruntime's Where chooses element by element, its Mul of 8 bits is vectorised."""
+"""Zeros where a mask says so, as products: onnxruntime's Where chooses element by element, its Mul of 8 bits is vectorised.
+
+Where(mask, x, 0)  ->  Mul(x, Cast(mask))
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Several images as one, for kernels that see one place of each map.
 
+    QLinearConv(x [N, H, W, C], w [O, C, 1, 1])  ->  Reshape(QLinearConv(Reshape(x, [N / k, H, k * W, C]), w), [N, H, W, O])
+
 onnxruntime's QLinearConv takes image by image: for each it calls its threads together and puts a kernel that is found at run time
 into the order that its products want. Where a kernel sees no neighbours, the rows of several images are the rows of one.
 """

@@ -1,5 +1,8 @@
 """Weight gradients in int32 where weight decay leaves them that small, which a comparison of one exponent says at run time.
 
+    ConstantQuantizeStochastic(Cast(gradient, int64) + DirectQuantizeWide(w * factor, shift), ...)
+    ->  If(shift >= 17, ConstantQuantizeNarrow(HighHalf(w), LowHalf(w), gradient, shift, ...), as before)
+
 The canonical step holds gradient plus decay in int64, since the exponent of the error may be anything. In training it hardly ever
 is so small that decay is shifted by less than 17; for the steps in which it is, the canonical nodes stay in the other branch of
 an If.

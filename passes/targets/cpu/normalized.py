@@ -1,5 +1,7 @@
 """x-hat in one kernel: a quotient by a channel's deviation is a product with its reciprocal, where that is provably the same.
 
+    DirectQuantizeRatioHalfUp(f * (x - mean), deviation)  ->  QLinearConv(x, 64, Gather(reciprocals, deviation), bias)
+
 With a the lifted numerator (a > 0, so that ties go upward as sizes do) and s the deviation, the canonical step computes
 y = floor(f*a/s + 1/2). The kernel rounds fl(a * r), with r a float32 that is 1.25 to 2.25 units of 2^-23 more than f/s. A
 quotient at a tie lands above it; one below a tie is so by 1/(2s) at least, and y <= 256, so that for s < 2^12 no excess of

@@ -1,5 +1,7 @@
 """Operands of convolutions on the dtypes with the fastest kernel: images in int8, kernels in uint8 with zero point 128.
 
+    ConvInteger(BitwiseXor(Cast(x, uint8), 128), w, 128, 128)  ->  ConvInteger(x, w, 0, 128)
+
 onnxruntime's ConvInteger multiplies int8 by uint8 about twice as fast as uint8 by uint8. On an x86 without VNNI its kernel adds
 pairs of these products in saturating int16, so that whoever asks for this pass must know the machine (runtime/kernels.py).
 """

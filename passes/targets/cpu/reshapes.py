@@ -1,4 +1,7 @@
-"""A tensor's shape changed once: a Reshape reads what another one reads, and none gives back what there is, or is there twice."""
+"""A tensor's shape changed once: a Reshape reads what another one reads, and none gives back what there is, or is there twice.
+
+Reshape(Reshape(x, a), b)  ->  Reshape(x, b), or x where it has shape b
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Square roots in two steps of 64: what the canonical nodes find bit by bit, in a quarter of the nodes.
 
+    DirectQuantizeRootHalfUp(total, count, ...)  ->  steps = ReduceSum(radicand >= 63 squares)
+                                                     64 * steps + ReduceSum(radicand >= 63 squares from there on)
+
 A root that is rounded to the nearest is at least k where its radicand reaches the square of k - 1/2.
 """
 

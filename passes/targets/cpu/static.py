@@ -1,4 +1,8 @@
-"""Shifts that are constants: rounding by one of them takes fewer passes than by any shift, and none by 0."""
+"""Shifts that are constants: rounding by one of them takes fewer passes than by any shift, and none by 0.
+
+DirectQuantize(m, shift)  ->  DirectQuantizeStatic(m, divisor=2^shift)
+DirectQuantize(m, 0)      ->  Clip(m)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Constant kernels of a QLinearConv in uint8 with zero point 128, where its bias is found at run time.
 
+    QLinearConv(x, w int8, bias)  ->  QLinearConv(x, w ^ 128 as uint8 with zero point 128, bias)      w constant, bias not
+
 onnxruntime puts constant int8 kernels of 16 channels, or a multiple, into an order of their own when it loads them; up to release
 1.28 it then leaves out a bias that is no constant. uint8 kernels are not put into that order, and take the same time.
 """

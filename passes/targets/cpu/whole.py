@@ -1,5 +1,8 @@
 """Integer products with their columns in multiples of 16, where a release is wrong about the rest.
 
+    MatMulInteger(a, b [K, 10])  ->  Slice(MatMulInteger(a, Pad(b, [K, 16])), columns 0..9)
+    ConvInteger of 7x7 places    ->  Slice(ConvInteger, padded below and to the right, of 7x16 places)
+
 onnxruntime 1.21 to 1.24 has a kernel for processors with AMX that is wrong where a product has at least 32 rows, and a number of
 columns that is no multiple of 16. Of a MatMulInteger these are the columns of its second operand; of a ConvInteger the places of
 an output map.
