@@ -227,7 +227,7 @@ class Lowering:
             return outputs
 
         outputs = composites.emit(
-            self.g, kind, list(operands.values()), emitted, key, name=short_name(node), **node.attrs, **attrs
+            self.g, kind, list(operands.values()), emitted, key, name or short_name(node), **node.attrs, **attrs
         )
         op = outputs[0].inputs[0].op
         if made:
