@@ -212,6 +212,16 @@ def compact(seed: int = 0) -> onnx.ModelProto:
     return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 5, 3), ("N", 3))
 
 
+def uneven(seed: int = 0) -> onnx.ModelProto:
+    """2x9x7 images, 3 classes: an even kernel with unlike pads, no BN behind it, and an average of windows."""
+    n = Net(seed, (2, 9, 7))
+    x = n.relu(n.conv("x", "stem", 2, 4, k=2, pads=[0, 1, 1, 0], bias=True))  # 9x7
+    x = n.node("AveragePool", x, name="pool", kernel_shape=[3, 3], strides=[2, 2])  # 4x3
+    x = n.relu(n.bn(n.conv(x, "a1", 4, 6, pads=[1, 0, 1, 2], kernel_shape=[3, 3]), "a1_bn", 6))
+    x = n.node("GlobalAveragePool", x, name="gap")
+    return n.model(n.gemm(n.node("Flatten", x, name="flatten"), 6, 3), ("N", 3))
+
+
 def with_own_statistics(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Every BN's running statistics become those of 64 random images, so that inference does what training did."""
     initializers = {t.name: t for t in model.graph.initializer}
