@@ -62,7 +62,7 @@ def emit(
     types = tuple((str(operand.dtype), tuple(operand.shape)) for operand in operands)
     geometry = (kind, types, tuple(sorted((name, str(value)) for name, value in attrs.items())), key)
     if geometry not in g.composites:
-        g.composites[geometry] = _composite(kind, operands, body, attrs)
+        g.composites[geometry] = made(kind, operands, body, attrs)
     found = g.composites[geometry]
     results = g.call(found.function, operands, found.types, name or kind, role, attrs)
     results[0].inputs[0].composite = found
@@ -75,7 +75,8 @@ def of(node: gs.Node) -> Composite | None:
     return found
 
 
-def _composite(kind: str, operands: Sequence[Tensor], body: Body, attrs: dict[str, Any]) -> Composite:
+def made(kind: str, operands: Sequence[Tensor], body: Body, attrs: Collection[str] = ()) -> Composite:
+    """The composite ``kind`` for operands of these types, whose calls have the attributes ``attrs``."""
     inner = Model.empty("body", kind)
     formal = [gs.Variable(inner.unique(f"x{i}"), o.dtype, list(o.shape)) for i, o in enumerate(operands)]
     results = body(inner, list(formal))
@@ -84,12 +85,12 @@ def _composite(kind: str, operands: Sequence[Tensor], body: Body, attrs: dict[st
     function.opset_import.add(domain="", version=OPSET)
     function.attribute.extend(sorted(attrs))
     read = {i.name: i for node in inner.graph.nodes for i in node.inputs}
-    made = {o.name for node in inner.graph.nodes for o in node.outputs} | {f.name for f in formal}
+    known = {o.name for node in inner.graph.nodes for o in node.outputs} | {f.name for f in formal}
     for name, tensor in read.items():
         if isinstance(tensor, gs.Constant):
             value = numpy_helper.from_array(tensor.values, name)
             function.node.append(onnx.helper.make_node("Constant", [], [name], value=value))
-        elif name not in made:
+        elif name not in known:
             raise WageubnError(f"composite {kind} reads {name!r}, which is none of its operands; this is a fault of a pass")
     for node in inner.graph.nodes:
         copy = function.node.add(op_type=node.op, name=node.name, input=[t.name for t in node.inputs])

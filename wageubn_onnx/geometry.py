@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
 from wageubn_onnx.graph import Model, Tensor
 
@@ -135,12 +136,22 @@ def fit(g: Model, x: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tens
     return x
 
 
-def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequence[int]) -> Tensor:
+def as_dtype(g: Model, x: Tensor, dtype: Any) -> Tensor:
+    """x in ``dtype``."""
+    if x.dtype == np.dtype(dtype):
+        return x
+    return g.op("Cast", x, name="cast", to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequence[int], dtype: Any = None) -> Tensor:
     """The transpose of `tap_slices`: every part [N, C, OH, OW] goes back to where its tap looked, and they are summed.
 
     The sums are made phase by phase, since taps meet only where their positions agree modulo the strides. A tap that sees the
     padding alone gives nothing back.
+
+    dtype: of the sums, where it is another than that of the parts, which are moved in their own.
     """
+    dtype = dtype or parts[0].dtype
     canvas = phase_size(size, window.strides)
     phases: dict[tuple[int, int], Tensor] = {}
     for tap, part in zip(window.taps, parts, strict=True):
@@ -148,5 +159,8 @@ def scatter_taps(g: Model, parts: Sequence[Tensor], window: Window, size: Sequen
         if any(not -part.shape[2 + a] < place.offset < canvas[a] for a, place in enumerate((row, column))):
             continue
         placed, key = fit(g, part, (row.offset, column.offset), canvas), (row.phase, column.phase)
-        phases[key] = g.op("Add", phases[key], placed, name="scattered") if key in phases else placed
-    return interleave(g, phases, window.strides, size) if phases else zeros(g, (*parts[0].shape[:2], *size), parts[0].dtype)
+        if key in phases:
+            placed = g.op("Add", as_dtype(g, phases[key], dtype), as_dtype(g, placed, dtype), name="scattered")
+        phases[key] = placed
+    phases = {key: as_dtype(g, phase, dtype) for key, phase in phases.items()}
+    return interleave(g, phases, window.strides, size) if phases else zeros(g, (*parts[0].shape[:2], *size), dtype)

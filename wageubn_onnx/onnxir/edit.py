@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.composites import kind_of
+from wageubn_onnx.composites import Body, kind_of, made
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.onnxir.nodes import without_nodes
 from wageubn_onnx.onnxir.tidy import needed
@@ -22,9 +23,12 @@ MOVES = ("Cast", "Identity", "MaxPool", "Reshape", "Transpose", "Slice", "Pad", 
 Rewrite = Callable[["Edit"], None]  # a pass
 
 
-def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite]) -> onnx.ModelProto:
-    """``model`` after these passes, by their names, one after the other."""
-    edit = Edit(model)
+def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite], bounds: dict[str, int] | None = None) -> onnx.ModelProto:
+    """``model`` after these passes, by their names, one after the other.
+
+    bounds: of tensors by name, known from earlier passes; those that these passes find are added.
+    """
+    edit = Edit(model, bounds)
     for name, rewrite in passes.items():
         edit.begin(name)
         rewrite(edit)
@@ -34,12 +38,12 @@ def rewritten(model: onnx.ModelProto, passes: Mapping[str, Rewrite]) -> onnx.Mod
 class Edit(View):
     """A copy of ``model``, whose nodes `done` copies. A pass sees what the one before it left; what it puts in comes after it."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, bounds: dict[str, int] | None = None) -> None:
         self.model = without_nodes(model)
         super().__init__(self.model.graph)
         self.made_by = ""
         self.arrange(model.graph.node)
-        self._bounds: dict[str, int] = {}  # of what took the place of a quantizer
+        self._bounds = {} if bounds is None else bounds  # of what took the place of a quantizer
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._dropped: set[str] = set()
         self._count = 0
@@ -171,6 +175,27 @@ class Edit(View):
             self._bounds[anchor.output[0]] = known
         self.before(anchor, kind, inputs, anchor.output[0], **attrs)
         self._dropped.add(anchor.name)
+
+    def compose(
+        self, anchor: onnx.NodeProto, kind: str, inputs: Sequence[str], body: Body, outputs: Sequence[str] = ()
+    ) -> list[str]:
+        """Put a call of a composite with this ``body`` right before ``anchor``, its first results called ``outputs``.
+
+        Return the names of the others. Those that are called take the place of what made them, which is to be dropped.
+        """
+        operands = [gs.Variable(name, helper.tensor_dtype_to_np_dtype(self.dtype(name)), self.shape(name)) for name in inputs]
+        found = made(kind, operands, body)
+        self.functions([found.function])
+        for name in outputs:
+            known = self._known_bound(name)
+            if known is not None:
+                self._bounds[name] = known
+        first = self.before(anchor, f"{DOMAIN}.{found.function.name}", inputs, *outputs[:1])
+        names = [first, *outputs[1:], *(f"{first}:{i}" for i in range(max(len(outputs), 1), len(found.types)))]
+        call = self._before[anchor.name][-1]
+        call.output[:] = names
+        others = list(zip(names, found.types, strict=True))[len(outputs) :]
+        return [self.declare(name, helper.np_dtype_to_tensor_dtype(of.dtype), of.shape) for name, of in others]
 
     def drop(self, node: onnx.NodeProto) -> None:
         """Take ``node`` away, which nothing reads any more."""

@@ -50,7 +50,7 @@ from wageubn_onnx.passes.targets.cpu.operands import LATE
 
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
-BODIES: tuple[Form, ...] = ()
+BODIES: tuple[Form, ...] = (pools.PASS,)
 """Composites get other bodies than their own."""
 
 CALLS = (
@@ -65,7 +65,6 @@ CALLS = (
     hashing.PASS,
     narrow.PASS,
     moments.PASS,
-    pools.PASS,
     operands.PASS,
     columns.PASS,
     swapped.PASS,
@@ -132,10 +131,11 @@ def for_cpu(step: onnx.ModelProto, machine: Machine, without: Collection[str] = 
 
     without: names of passes to leave out: one, to see what it is worth, or the last ones, to see where a fault comes from.
     """
+    bounds: dict[str, int] = {}
     with _no_collection():
         for passes in (bodies_for(machine), passes_for(machine)):
-            step = rewritten(step, {name: one_idea for name, one_idea in passes.items() if name not in without})
-            step = expanded(step, but=LATE)
+            taken = {name: one_idea for name, one_idea in passes.items() if name not in without}
+            step = expanded(rewritten(step, taken, bounds), but=LATE)
         step = inline(step)
         for name, one_idea in ({tidy.PASS.name: tidy.PASS.run} | inlined_passes_for(machine)).items():
             step = step if name in without else one_idea(step)

@@ -1,15 +1,22 @@
-"""A maximum over windows, and which tap it is, from slices: 8-bit maxima and comparisons are vectorised.
+"""Max pooling and its gradient from slices: 8-bit maxima and comparisons are vectorised.
 
-The canonical step finds the tap again for the gradient, with logic on bool, which is not.
+    y = MaxPool(x)                      ->   y, chosen = MaxPoolWithChoice(x)
+    dx = MaxPoolGradient(x, y, dy)      ->   dx = MaxPoolGradientByChoice(chosen, dy)
+
+The canonical gradient finds the tap again by logic on bool, which is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
 
+from wageubn_onnx.geometry import Window, as_dtype, scatter_taps, tap_slices
+from wageubn_onnx.graph import Model, Tensor
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.form import Form
@@ -19,68 +26,47 @@ T = onnx.TensorProto
 
 
 def pools_from_taps(edit: Edit) -> None:
-    """The same maxima of uint8 maps, and the same choices."""
-    for node in edit.nodes:
-        if node.op_type == "MaxPool" and edit.dtype(node.output[0]) == T.UINT8 and (edit.bound(node.input[0]) or 255) < 255:
-            hits = _hits(edit, node)
-            if len(hits) > 1:
-                _replace(edit, node, hits)
+    """The same maxima of uint8 maps, and the same gradients."""
+    for gradient in edit.calls("MaxPoolGradient"):
+        x, y, dy = gradient.input
+        pool, window = edit.maker(y, "MaxPool"), Window.of(attributes(gradient))
+        if pool is None or edit.dtype(x) != T.UINT8 or (edit.bound(x) or 255) == 255 or len(window.taps) == 1:
+            continue
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(edit.dtype(gradient.output[0]))
+        choice = partial(_choice, window=window, out=edit.shape(y)[2:])
+        errors = partial(_gradient, window=window, size=edit.shape(x)[2:], dtype=dtype)
+        (chosen,) = edit.compose(pool, "MaxPoolWithChoice", [x], choice, [y])
+        edit.compose(gradient, "MaxPoolGradientByChoice", [chosen, dy], errors, [gradient.output[0]])
+        edit.drop(pool)
+        edit.drop(gradient)
 
 
-def _hits(edit: Edit, pool: onnx.NodeProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """The comparisons of the pool with what each position of the window sees, and the slices that are that: all, or none."""
-    rows, columns = attributes(pool)["kernel_shape"]
-    readers = edit.readers.get(pool.output[0], [])
-    seen_as = [pool.output[0], *(n.output[0] for n in readers if n.op_type == "Cast")]
-    equals = [n for name in seen_as for n in edit.readers.get(name, []) if n.op_type == "Equal" and n.input[1] == name]
-    hits = []
-    for equal in equals:
-        wide = edit.maker(equal.input[0], "Cast")
-        seen = edit.maker(wide.input[0] if wide is not None else equal.input[0], "Slice")
-        if seen is not None:
-            hits.append((equal, seen))
-    sources = {seen.input[0] for _, seen in hits}
-    if len(hits) != rows * columns or len(sources) != 1:
-        return []
-    source = sources.pop()
-    padded = edit.maker(source, "Pad")
-    return hits if (padded.input[0] if padded is not None else source) == pool.input[0] else []
+def _choice(g: Model, of: list[Tensor], window: Window, out: Sequence[int]) -> list[Tensor]:
+    """The maxima of uint8 maps and the number of each one's tap, from 1 on.
+
+    A tap is chosen where it is greater than all before it, so that the first of equals stays. Beside padding, whose zeros must
+    not be chosen, maps are greater by one meanwhile.
+    """
+    (x,), one = of, g.scalar(1, np.uint8)
+    greatest, *others = tap_slices(g, g.op("Add", x, one, name="raised") if window.padded else x, window, out)
+    chosen: Tensor = one
+    for number, tap in enumerate(others, 2):
+        greater = as_dtype(g, g.op("Greater", tap, greatest, name="greater"), np.uint8)
+        chosen = g.op("Max", chosen, g.op("Mul", greater, g.scalar(number, np.uint8), name="number"), name="chosen")
+        greatest = g.op("Max", greatest, tap, name="greatest")
+    return [g.op("Sub", greatest, one, name="y") if window.padded else greatest, chosen]
 
 
-def _replace(edit: Edit, pool: onnx.NodeProto, hits: list[tuple[onnx.NodeProto, onnx.NodeProto]]) -> None:
-    """Maximum and choice, tap by tap: a tap is chosen where it is greater than all before it, so that the first of equals stays.
-    Beside padding, whose zeros must not be chosen, maps are greater by one meanwhile."""
-    shape, image = edit.shape(pool.output[0]), pool.input[0]
-    padded = edit.maker(hits[0][1].input[0], "Pad")
-    one = edit.put(1, np.uint8)
-    if padded is not None:
-        image = edit.before(pool, "Add", [image, one])
-        image = edit.declare(edit.before(pool, "Pad", [image, *padded.input[1:]]), T.UINT8, edit.shape(padded.output[0]))
-    seen = [edit.declare(edit.before(pool, "Slice", [image, *slice_.input[1:]]), T.UINT8, shape) for _, slice_ in hits]
-    greatest, chosen = seen[0], one
-    for number, tap in enumerate(seen[1:], 2):
-        greater = edit.before(pool, "Cast", [edit.before(pool, "Greater", [tap, greatest])], to=T.UINT8)
-        numbered = edit.before(pool, "Mul", [greater, edit.put(number, np.uint8)])
-        chosen = edit.declare(edit.before(pool, "Max", [chosen, numbered]), T.UINT8, shape)
-        greatest = edit.before(pool, "Max", [greatest, tap])
-    if padded is None:
-        edit.replace(pool, "Identity", [greatest])
-    else:
-        edit.replace(pool, "Sub", [greatest, one])
-    for number, (equal, _) in enumerate(hits, 1):
-        edit.replace(_choice(edit, equal), "Equal", [chosen, edit.put(number, np.uint8)])
-
-
-def _choice(edit: Edit, equal: onnx.NodeProto) -> onnx.NodeProto:
-    """The node that says whether the tap that ``equal`` compares is the first of the greatest."""
-
-    def narrowed(node: onnx.NodeProto, by: Callable[[str], bool]) -> onnx.NodeProto:
-        """The And that reads ``node`` beside such another operand; where there is none, ``node``."""
-        ands = [n for n in edit.readers.get(node.output[0], []) if n.op_type == "And"]
-        return next((n for n in ands if any(by(name) for name in n.input)), node)
-
-    inside = narrowed(equal, lambda name: edit.constant(name) is not None)
-    return narrowed(inside, lambda name: edit.maker(name, "Not") is not None)
+def _gradient(g: Model, of: list[Tensor], window: Window, size: Sequence[int], dtype: Any) -> list[Tensor]:
+    """The errors at the chosen taps, summed in ``dtype``, that of the canonical sums."""
+    chosen, dy = of
+    narrow = dy.dtype.itemsize == 1
+    bits = as_dtype(g, dy, np.uint8 if narrow else np.int32)  # older runtimes choose among uint8 but not int8
+    zero, parts = g.scalar(0, bits.dtype), list[Tensor]()
+    for number in range(1, len(window.taps) + 1):
+        part = g.op("Where", g.op("Equal", chosen, g.scalar(number, np.uint8), name="is_chosen"), bits, zero, name="part")
+        parts.append(as_dtype(g, part, dy.dtype) if narrow else part)
+    return [scatter_taps(g, parts, window, size, dtype)]
 
 
 PASS = Form(
