@@ -476,6 +476,14 @@ def test_conversion_stops_at_what_is_not_proven(tiny_file: Path, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_models_with_the_same_functions_share_what_is_known_of_them(step: Model) -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(step)
+    assert bodies.Calls.of(other) is bodies.Calls.of(step)
+    other.functions[0].node[0].name = "another"
+    assert bodies.Calls.of(other) is not bodies.Calls.of(step)
+
+
 # -- the command ----------------------------------------------------------------------------------------------------------
 
 
