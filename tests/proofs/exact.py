@@ -16,7 +16,12 @@ Array = np.ndarray[Any, Any]  # of Python integers
 
 
 def numbers(values: Any) -> Array:
-    return np.vectorize(int, otypes=[object])(np.asarray(values)) if np.size(values) else np.asarray(values, object)
+    array = np.asarray(values)
+    if array.dtype.kind in "iu":
+        return array.astype(object)
+    if array.dtype == object or not array.size:  # what kernels make of Python integers
+        return np.asarray(array, object)
+    return np.vectorize(int, otypes=[object])(array)
 
 
 def _divide(a: Array, b: Array) -> Array:

@@ -24,6 +24,7 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.passes.quantize.chance import STEP_LIMIT
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import NAMES, PATHS, load_profile
+from wageubn_onnx.proofs import bodies
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.contracts import CONTRACTS
 from wageubn_onnx.proofs.ranges import RANGES, Proof, prove
@@ -466,12 +467,21 @@ def test_a_shape_that_the_file_says_wrong_is_found(op: str, step: Model) -> None
 def test_conversion_stops_at_what_is_not_proven(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = dataclasses.replace(CONTRACTS["FlagQuantize"], requires=lambda attributes: {"m": (-5, 5)})
     monkeypatch.setitem(CONTRACTS, "FlagQuantize", narrow)
+    monkeypatch.setattr(bodies, "_shared", {})  # what is known of it is known under its own contract
     with pytest.raises(ProofFailed) as caught:
         convert(tiny_file, Config(batch=BATCH, mean=MEAN, std=STD), tmp_path / "out")
     message = str(caught.value)
     assert message.startswith("int_training: node '") and "Q_E2" in message and "FlagQuantize takes -5..5" in message
     assert "\n" not in message
     assert not (tmp_path / "out").exists()
+
+
+def test_models_with_the_same_functions_share_what_is_known_of_them(step: Model) -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(step)
+    assert bodies.Calls.of(other) is bodies.Calls.of(step)
+    other.functions[0].node[0].name = "another"
+    assert bodies.Calls.of(other) is not bodies.Calls.of(step)
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from wageubn_onnx.proofs.intervals import Bound, Unproven, hull, of_array
 from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value, is_integer
 
 ELEMENTS = "elements"  # the one dimension of an operand that is no scalar: bodies treat all its elements alike
+LIMIT = 10_000  # walks that a process remembers of all its models, some 10 kB each
 Leaf = tuple[Walk, "dict[int, Analysis]"]  # one case: the walk, and the analyses of the calls in it by index
 
 
@@ -76,7 +77,20 @@ class Body:
 
 
 class Calls:
-    """The functions of one model, and every analysis made of them so far."""
+    """The functions of one library, and every analysis made of them so far."""
+
+    @staticmethod
+    def of(model: onnx.ModelProto) -> Calls:
+        """Of the functions of ``model``. Models with the same functions, byte for byte, share what is known of them.
+
+        What a body computes depends on nothing else, but for its contract, which is the package's.
+        """
+        content = tuple(f.SerializeToString(deterministic=True) for f in model.functions if f.domain == DOMAIN)
+        if sum(len(calls._leaves) for calls in _shared.values()) > LIMIT:
+            _shared.clear()
+        if content not in _shared:
+            _shared[content] = Calls(model)
+        return _shared[content]
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.bodies = {f.name: Body(f) for f in model.functions if f.domain == DOMAIN}
@@ -176,6 +190,9 @@ class Calls:
                     shapes[op.outputs[0]] = _shape(op, shapes, body.constants)
             self._shapes[key] = shapes
         return self._shapes[key]
+
+
+_shared: dict[tuple[bytes, ...], Calls] = {}
 
 
 def _shape(op: Op, shapes: dict[str, Shape], constants: dict[str, np.ndarray[Any, Any]]) -> Shape:

@@ -125,7 +125,7 @@ def declared(model: onnx.ModelProto) -> dict[str, tuple[int, int]] | None:
 
 def _walked(model: onnx.ModelProto, bounds: dict[str, Bound], calls: dict[str, Analysis]) -> Walk:
     """The walk over the graph itself, from the ``bounds`` of its inputs; fills ``calls``."""
-    graph, functions = model.graph, Calls(model)
+    graph, functions = model.graph, Calls.of(model)
     typed = (*graph.input, *graph.output, *graph.value_info)
     shapes = {v.name: _dimensions(v) for v in typed if v.type.tensor_type.HasField("shape")}
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type in LIMITS and t.name not in bounds}

@@ -1,0 +1,1 @@
+"""A package, since test files of its names lie in other folders too."""
