@@ -265,7 +265,7 @@ def test_the_manifest_is_json_and_what_lies_in_the_folder(tiny_artifacts: Artifa
     assert written.pop("files") == {name: digest for name, digest in hashes.items() if name != "manifest.json"}
     assert written == tiny_artifacts.manifest
     manifest = tiny_artifacts.manifest
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["source"] == {"file": "tiny.onnx", "sha256": hashlib.sha256(tiny_file.read_bytes()).hexdigest()}
     assert manifest["input"] == {"scale": 1 / 255, "mean": list(MEAN), "std": list(STD)}
     assert str(tiny_folder.parent) not in json.dumps(manifest)

@@ -1,4 +1,4 @@
-"""The manifest: the contract by which any program can drive the step (format 1, docs/artifacts.md)."""
+"""The manifest: the contract by which any program can drive the step (format 2, docs/artifacts.md)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe(
     """
     rate = config.profile.format("lr")
     return {
-        "format": 1,
+        "format": 2,
         "source": {"file": path.absolute().name, "sha256": sha256_of_all([Path(file) for file in source.notes["files"]])},
         "notes": source.notes["said"],
         "folded": source.notes["folded"],

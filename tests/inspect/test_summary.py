@@ -131,7 +131,7 @@ def test_a_folder(tiny_folder: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(WageubnError, match=r"has no manifest\.json; give a folder"):
         inspect_folder(tmp_path)
-    seal(tmp_path, {"format": 1})
+    seal(tmp_path, {"format": 2})
     with pytest.raises(WageubnError, match="has none of the stages; give an ONNX file, or a folder"):
         inspect_folder(tmp_path)
     with pytest.raises(WageubnError, match="no such file"):

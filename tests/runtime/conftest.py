@@ -105,7 +105,7 @@ def _forward(path: Path) -> None:
 
 
 MANIFEST: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "step": {
         "model": "int_training.onnx",
         **{name: name for name in ("images", "labels", "lr", "gradient_range", "seed", "loss", "correct")},

@@ -57,7 +57,7 @@ def write(folder: Path, contents: dict[str, str]) -> None:
     with replace.replaced(folder, lambda _: True) as made:
         for name, text in contents.items():
             (made / name).write_text(text)
-        seal(made, {"format": 1})
+        seal(made, {"format": 2})
 
 
 def found(folder: Path) -> dict[str, str]:

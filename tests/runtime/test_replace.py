@@ -25,7 +25,7 @@ def write(folder: Path | str, **contents: str) -> None:
     with replaced(folder, lambda found: (found / MANIFEST).is_file()) as made:
         for name, text in contents.items():
             (made / name).write_text(text)
-        seal(made, {"format": 1})
+        seal(made, {"format": 2})
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -172,7 +172,7 @@ def test_every_change_of_a_listed_file_is_one_line(tmp_path: Path) -> None:
     (folder / "b").write_text("second")
     assert ArtifactFolder(folder).files.keys() == {"a", "b"}
     text = (folder / MANIFEST).read_text()
-    for before, after in (('"format": 1', '"format": 2'), ('"a"', '"A"'), ('"sha256"', '"sha512"'), ('"files"', '"file"')):
+    for before, after in (('"format": 2', '"format": 3'), ('"a"', '"A"'), ('"sha256"', '"sha512"'), ('"files"', '"file"')):
         (folder / MANIFEST).write_text(text.replace(before, after))
         refused("changed since it was written|has no hashes of the files")
     for content in (b"", b"{", b"\xff", b"[" * 100_000, b'{"format": ' + b"1" * 5000 + b"}", b"[1]", b"null"):
@@ -180,10 +180,17 @@ def test_every_change_of_a_listed_file_is_one_line(tmp_path: Path) -> None:
         refused("manifest.json: (not JSON|holds no JSON object)")
 
 
+def test_a_folder_of_format_1_is_to_be_converted_again(tmp_path: Path) -> None:
+    with replaced(tmp_path / "net", lambda _: True) as made:
+        seal(made, {"format": 1})
+    with pytest.raises(WageubnError, match="manifest.json: format 1, but this version reads 2; convert the model again$"):
+        ArtifactFolder(tmp_path / "net")
+
+
 def test_an_export_is_to_be_exported_again(tmp_path: Path) -> None:
     with replaced(tmp_path / "net", lambda _: True) as made:
         (made / "a").write_text("1")
-        seal(made, {"format": 1, "target": {"name": "web", "options": {}}})
+        seal(made, {"format": 2, "target": {"name": "web", "options": {}}})
     (tmp_path / "net/a").write_text("2")
     with pytest.raises(WageubnError, match="differs.; export it again$"):
         ArtifactFolder(tmp_path / "net")

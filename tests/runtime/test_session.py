@@ -231,7 +231,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, folder: Path, edit_man
     refused("manifest.json: not JSON", TrainingSession, tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     refused("holds no JSON object", TrainingSession, tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
     refused("has no hashes of the files: damaged, or written by an older version", TrainingSession, tmp_path)
     edit_manifest(format=2)
     refused("format 2, but this version reads 1", TrainingSession, folder)

@@ -13,7 +13,7 @@ from wageubn_onnx.runtime.contents import FILES, MANIFEST, check_files, read_sea
 from wageubn_onnx.runtime.contract import check_contract
 from wageubn_onnx.runtime.replace import recover
 
-FORMAT = 1
+FORMAT = 2  # 1: steps without composites
 STATE_FILES = {"state": "state.safetensors", "quant_state": "quant_state.safetensors", "fp_state": "fp_state.safetensors"}
 
 
