@@ -17,7 +17,7 @@ from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
 from wageubn_onnx.passes.targets import tidy
 from wageubn_onnx.passes.targets.cpu import Machine, bodies_for, inlined_passes_for, passes_for
-from wageubn_onnx.passes.targets.cpu.operands import LATE
+from wageubn_onnx.passes.targets.cpu.products.int8_images import LATE
 
 T = onnx.TensorProto
 NUMBERS = (T.FLOAT, T.INT8, T.UINT8, T.INT16, T.UINT16, T.INT32, T.UINT32, T.INT64)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from wageubn_onnx.passes.targets.cpu import flat, momentum, phases
+from wageubn_onnx.passes.targets.cpu import flatten_elementwise
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
+from wageubn_onnx.passes.targets.cpu.maps import strided_slices
+from wageubn_onnx.passes.targets.cpu.products import fuse_momentum
 
 
 class Able:
@@ -63,6 +65,6 @@ class Lacking(Able):
 
 def everything_fires(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let passes that pay for large tensors alone take small ones; phases of images are taken by a transpose."""
-    monkeypatch.setattr(flat, "LEAST", 1)
-    monkeypatch.setattr(phases, "FEWEST", 3)
-    monkeypatch.setattr(momentum, "SMALL", 64)
+    monkeypatch.setattr(flatten_elementwise, "LEAST", 1)
+    monkeypatch.setattr(strided_slices, "FEWEST", 3)
+    monkeypatch.setattr(fuse_momentum, "SMALL", 64)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import EXACT, Array, Kernel, call_model, same, tensors
-from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, ROUND
-from wageubn_onnx.passes.targets.cpu.hashing import RANDOM, RANDOM_LONG, STEP
-from wageubn_onnx.passes.targets.cpu.moments import NORMALIZE, UNSIGNED
-from wageubn_onnx.passes.targets.cpu.narrow import LARGEST, LEAST, LIMIT, NARROW
+from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import NORMALIZE, UNSIGNED
+from wageubn_onnx.passes.targets.cpu.products.narrow_weight_gradients import LARGEST, LEAST, LIMIT, NARROW
+from wageubn_onnx.passes.targets.cpu.products.split_weights_high_low import HIGH, LOW, ROUND
+from wageubn_onnx.passes.targets.cpu.scalars.hash_in_uint32 import RANDOM, RANDOM_LONG, STEP
 from wageubn_onnx.quantizers import floating, reference
 
 I32 = np.int32

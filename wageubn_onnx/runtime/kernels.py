@@ -31,10 +31,10 @@ from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import MICROSOFT, import_microsoft
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.fused import PRODUCT, fused_products
-from wageubn_onnx.passes.targets.cpu.layout import channels_last
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.merged import merge_images
+from wageubn_onnx.passes.targets.cpu.maps.channels_last import channels_last
+from wageubn_onnx.passes.targets.cpu.maps.merge_images import merge_images
+from wageubn_onnx.passes.targets.cpu.products.fuse_requantization import PRODUCT, fused_products
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.cache import Cache
 from wageubn_onnx.runtime.models import session_options

@@ -20,8 +20,8 @@ from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.graph import IR_VERSION, OPSET
 from wageubn_onnx.onnxir.nodes import MICROSOFT
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.moments import RAISED, STEP
-from wageubn_onnx.passes.targets.cpu.normalized import reciprocals
+from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import RAISED, STEP
+from wageubn_onnx.passes.targets.cpu.maps.normalize_by_reciprocals import reciprocals
 from wageubn_onnx.runtime.models import session_options
 
 T = onnx.TensorProto
@@ -342,7 +342,7 @@ def _depthwise() -> Iterator[Case]:
             yield _fused_case(x, w, scale[:1], alone, 0, 0, bias)
             yield _fused_case(x, Fixed(w.view(np.uint8) ^ np.uint8(128)), scale, alone, 128, 0, bias)
             yield _fused_case(x, Fixed(w), scale, alone, 128, 0, Fixed(bias))
-            # a quotient by a float32 reciprocal, of passes/targets/cpu/normalized.py
+            # a quotient by a float32 reciprocal, of passes/targets/cpu/maps/normalize_by_reciprocals.py
             sizes = draw.any(np.int32, channels, least=64, greatest=4095)
             yield _fused_case(x, Fixed(np.full((channels, 1, 1, 1), 192, np.uint8)), near[sizes], alone, 128, 0, bias)
         taken = Fixed(np.ones((channels, 1, 1, 1), np.int8))  # every other row and column

@@ -14,82 +14,83 @@ from wageubn_onnx.onnxir.edit import Rewrite, rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import only_read
 from wageubn_onnx.passes.targets import tidy
-from wageubn_onnx.passes.targets.cpu import (
-    affine,
-    branches,
-    columns,
-    early,
-    extremes,
-    flat,
-    flips,
-    fused,
-    halves,
-    hashing,
-    joint,
-    layout,
-    masks,
-    merged,
-    moments,
-    momentum,
-    narrow,
-    normalized,
-    operands,
-    phases,
-    pools,
-    reshapes,
-    roots,
-    static,
-    swapped,
-    turned,
-    unsigned,
-    whole,
-)
+from wageubn_onnx.passes.targets.cpu import flatten_elementwise, flip_signs_by_addition, merge_reshapes, sink_into_branches
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import Machine
-from wageubn_onnx.passes.targets.cpu.operands import LATE
+from wageubn_onnx.passes.targets.cpu.maps import (
+    batchnorm_statistics,
+    channels_last,
+    fuse_affine_maps,
+    hoist_quantizers,
+    mask_by_multiplication,
+    max_pool_from_taps,
+    merge_images,
+    normalize_by_reciprocals,
+    strided_slices,
+)
+from wageubn_onnx.passes.targets.cpu.products import (
+    flip_kernels_by_taps,
+    fuse_momentum,
+    fuse_requantization,
+    im2col,
+    int8_images,
+    narrow_weight_gradients,
+    pad_products,
+    split_weights_high_low,
+    swap_weight_gradient_operands,
+    uint8_constant_kernels,
+)
+from wageubn_onnx.passes.targets.cpu.products.int8_images import LATE
+from wageubn_onnx.passes.targets.cpu.scalars import (
+    batch_small_tensors,
+    hash_in_uint32,
+    specialize_constant_shifts,
+    split_exponent_reductions,
+    square_roots,
+)
 
 ModelPass = Callable[[onnx.ModelProto], onnx.ModelProto]
 
-BODIES: tuple[Form, ...] = (pools.PASS,)
+BODIES: tuple[Form, ...] = (max_pool_from_taps.PASS,)
 """Composites get other bodies than their own."""
 
 CALLS = (
-    early.PASS,
-    fused.PASS,
-    affine.PASS,
-    normalized.PASS,
-    roots.PASS,
-    halves.PASS,
-    momentum.PASS,
-    static.PASS,
-    hashing.PASS,
-    narrow.PASS,
-    moments.PASS,
-    operands.PASS,
-    columns.PASS,
-    swapped.PASS,
-    turned.PASS,
-    phases.BY_KERNEL,
-    phases.BY_TRANSPOSE,
-    extremes.PASS,
-    joint.PASS,
+    hoist_quantizers.PASS,
+    fuse_requantization.PASS,
+    fuse_affine_maps.PASS,
+    normalize_by_reciprocals.PASS,
+    square_roots.PASS,
+    split_weights_high_low.PASS,
+    fuse_momentum.PASS,
+    specialize_constant_shifts.PASS,
+    hash_in_uint32.PASS,
+    narrow_weight_gradients.PASS,
+    batchnorm_statistics.PASS,
+    int8_images.PASS,
+    im2col.PASS,
+    swap_weight_gradient_operands.PASS,
+    flip_kernels_by_taps.PASS,
+    strided_slices.BY_KERNEL,
+    strided_slices.BY_TRANSPOSE,
+    split_exponent_reductions.PASS,
+    batch_small_tensors.PASS,
 )
 """Quantizers are calls: each rewrites an `Edit`."""
 
-EXACT = (whole.PRODUCTS, whole.CONVOLUTIONS)
+EXACT = (pad_products.PRODUCTS, pad_products.CONVOLUTIONS)
 """What takes the place of kernels that are wrong on a machine, in an inlined and tidy step or inference: first, while the type
 of every tensor is stated."""
 
 INLINED = (
     *EXACT,
-    layout.PASS,
-    merged.PASS,
-    unsigned.PASS,
-    flat.PASS,
-    reshapes.PASS,
-    flips.PASS,
-    branches.PASS,
-    masks.PASS,
+    channels_last.PASS,
+    merge_images.PASS,
+    uint8_constant_kernels.PASS,
+    flatten_elementwise.PASS,
+    merge_reshapes.PASS,
+    flip_signs_by_addition.PASS,
+    sink_into_branches.PASS,
+    mask_by_multiplication.PASS,
 )
 """All that is left are operators: each makes a model of a model."""
 

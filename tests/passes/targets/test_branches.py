@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from wageubn_onnx.passes.targets.cpu.branches import sink_into_branches
+from wageubn_onnx.passes.targets.cpu.sink_into_branches import sink_into_branches
 
 TEXT = """<ir_version: 9, opset_import: ["" : 18]>
     g (int32[4] x, bool c) => (int32[4] y, int32[4] given) <int32 one = {1}> {

@@ -13,12 +13,12 @@ from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.nodes import MICROSOFT
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.flips import flip_signs_by_addition
-from wageubn_onnx.passes.targets.cpu.layout import channels_last
+from wageubn_onnx.passes.targets.cpu.flip_signs_by_addition import flip_signs_by_addition
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.masks import mask_by_multiplication
-from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.roots import GREATEST, square_roots_in_two_steps
+from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import lean_moments
+from wageubn_onnx.passes.targets.cpu.maps.channels_last import channels_last
+from wageubn_onnx.passes.targets.cpu.maps.mask_by_multiplication import mask_by_multiplication
+from wageubn_onnx.passes.targets.cpu.scalars.square_roots import GREATEST, square_roots_in_two_steps
 from wageubn_onnx.quantizers.integer import DIRECT_ROOT
 from wageubn_onnx.runtime.kernels import kernels
 

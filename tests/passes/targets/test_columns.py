@@ -8,7 +8,7 @@ from gradients import by_numpy, drawn, gradients, run
 
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.passes.lower import products
-from wageubn_onnx.passes.targets.cpu.columns import flat_columns
+from wageubn_onnx.passes.targets.cpu.products.im2col import flat_columns
 
 N, CHANNELS, ERRORS = 3, 2, 4  # images, channels of the maps and of the errors
 

@@ -21,8 +21,8 @@ from wageubn_onnx.onnxir.nodes import MICROSOFT
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import bodies_for, for_cpu, passes_for
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.moments import lean_moments
-from wageubn_onnx.passes.targets.cpu.operands import LATE, int8_images
+from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import lean_moments
+from wageubn_onnx.passes.targets.cpu.products.int8_images import LATE, int8_images
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.kernels import kernels
 

@@ -11,8 +11,8 @@ from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.extremes import split_exponent_reductions
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
+from wageubn_onnx.passes.targets.cpu.scalars.split_exponent_reductions import split_exponent_reductions
 from wageubn_onnx.quantizers import integer
 from wageubn_onnx.runtime.kernels import kernels
 

@@ -14,10 +14,10 @@ from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.fused import Preference, fused_products
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.normalized import LARGEST, LIFT, WEIGHT, reciprocals
-from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, FARTHEST, LEFT, POWERS
+from wageubn_onnx.passes.targets.cpu.maps.normalize_by_reciprocals import LARGEST, LIFT, WEIGHT, reciprocals
+from wageubn_onnx.passes.targets.cpu.products.fuse_requantization import Preference, fused_products
+from wageubn_onnx.passes.targets.cpu.scalars.scales import DEEPEST, FARTHEST, LEFT, POWERS
 from wageubn_onnx.quantizers import reference
 from wageubn_onnx.quantizers.integer import GRID, ROUND_SHIFT
 from wageubn_onnx.runtime.kernels import kernels

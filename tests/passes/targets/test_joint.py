@@ -12,7 +12,7 @@ import pytest
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.passes.targets.cpu.joint import batch_small_tensors
+from wageubn_onnx.passes.targets.cpu.scalars.batch_small_tensors import batch_small_tensors
 
 Array = np.ndarray[Any, Any]
 INPUTS = "int32[3] a, int32[1, 5, 1, 1] b, int32[2, 2] c, int32 s, int32 t, int32 u, int32[2, 9] map"

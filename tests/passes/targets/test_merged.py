@@ -9,9 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from wageubn_onnx.passes.targets.cpu import merged
 from wageubn_onnx.passes.targets.cpu.machine import LAST
-from wageubn_onnx.passes.targets.cpu.merged import merge_images
+from wageubn_onnx.passes.targets.cpu.maps import merge_images as merging
+from wageubn_onnx.passes.targets.cpu.maps.merge_images import merge_images
 from wageubn_onnx.runtime.kernels import kernels
 
 Array = np.ndarray[Any, Any]
@@ -67,8 +67,8 @@ def taken(model: onnx.ModelProto, name: str) -> int:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_merged_images_give_the_same_maps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merged, "LARGEST", 160)
-    monkeypatch.setattr(merged, "FLATTEST", 160)
+    monkeypatch.setattr(merging, "LARGEST", 160)
+    monkeypatch.setattr(merging, "FLATTEST", 160)
     body, images = BODIES[name]
     before = onnx.parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]>

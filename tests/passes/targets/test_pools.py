@@ -15,7 +15,7 @@ from wageubn_onnx.composites import expanded
 from wageubn_onnx.geometry import Window
 from wageubn_onnx.graph import DOMAIN
 from wageubn_onnx.onnxir.edit import rewritten
-from wageubn_onnx.passes.targets.cpu.pools import pools_from_taps
+from wageubn_onnx.passes.targets.cpu.maps.max_pool_from_taps import pools_from_taps
 
 Array = np.ndarray[Any, Any]
 WINDOWS = {

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from wageubn_onnx.passes.targets.cpu.branches import sink_into_branches
-from wageubn_onnx.passes.targets.cpu.reshapes import merge_reshapes
+from wageubn_onnx.passes.targets.cpu.merge_reshapes import merge_reshapes
+from wageubn_onnx.passes.targets.cpu.sink_into_branches import sink_into_branches
 
 TEXT = """<ir_version: 9, opset_import: ["" : 18]>
     g (int32[2, 6] x, bool c) => (int32[2, 6] y, int32[2, 6] same, int32[3, 4] given, int32[2, 6] z)

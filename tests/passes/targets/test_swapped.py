@@ -9,7 +9,7 @@ from gradients import by_numpy, drawn, gradients, run
 
 from wageubn_onnx.onnxir.edit import rewritten
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.swapped import swapped_gradients
+from wageubn_onnx.passes.targets.cpu.products.swap_weight_gradient_operands import swapped_gradients
 from wageubn_onnx.runtime.kernels import kernels
 
 WINDOW = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "group": 1}

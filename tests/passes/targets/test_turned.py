@@ -9,7 +9,7 @@ import pytest
 from gradients import drawn, gradients, run
 
 from wageubn_onnx.onnxir.edit import rewritten
-from wageubn_onnx.passes.targets.cpu.turned import turned_kernels
+from wageubn_onnx.passes.targets.cpu.products.flip_kernels_by_taps import turned_kernels
 
 # Maps, kernels, strides, pads, dilations
 WINDOWS: dict[str, tuple[list[int], list[int], list[int], list[int], list[int]]] = {

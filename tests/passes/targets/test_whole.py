@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.passes.targets.cpu.unsigned import uint8_constant_kernels
-from wageubn_onnx.passes.targets.cpu.whole import WHOLE, pad_convolutions, pad_matrix_products
+from wageubn_onnx.passes.targets.cpu.products.pad_products import WHOLE, pad_convolutions, pad_matrix_products
+from wageubn_onnx.passes.targets.cpu.products.uint8_constant_kernels import uint8_constant_kernels
 
 Array = np.ndarray[Any, Any]
 CONV = "ConvInteger <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]"

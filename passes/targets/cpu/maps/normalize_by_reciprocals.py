@@ -16,10 +16,10 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.view import Array
-from wageubn_onnx.passes.targets.cpu.affine import AFFINE, finish, lifted
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST
-from wageubn_onnx.passes.targets.cpu.moments import channel_affine, has_16_bits
+from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import channel_affine, has_16_bits
+from wageubn_onnx.passes.targets.cpu.maps.fuse_affine_maps import AFFINE, finish, lifted
 
 T = onnx.TensorProto
 LARGEST = 2**12 - 1  # of a deviation

@@ -12,7 +12,7 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.form import Form
-from wageubn_onnx.passes.targets.cpu.matrix import taps_first
+from wageubn_onnx.passes.targets.cpu.products.matrix import taps_first
 
 
 def turned_kernels(edit: Edit) -> None:

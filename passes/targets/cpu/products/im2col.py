@@ -18,7 +18,7 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.form import Form
-from wageubn_onnx.passes.targets.cpu.operands import Operand, Preference, unsigned
+from wageubn_onnx.passes.targets.cpu.products.int8_images import Operand, Preference, unsigned
 
 T = onnx.TensorProto
 Pair = tuple[int, int]

@@ -13,10 +13,10 @@ import onnx
 
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
-from wageubn_onnx.passes.targets.cpu.columns import CHANNELS_FIRST, CHANNELS_LAST
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.operands import SEVEN_BITS, Preference, unsigned
+from wageubn_onnx.passes.targets.cpu.products.im2col import CHANNELS_FIRST, CHANNELS_LAST
+from wageubn_onnx.passes.targets.cpu.products.int8_images import SEVEN_BITS, Preference, unsigned
 
 T = onnx.TensorProto
 

@@ -15,9 +15,9 @@ from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Ints, Uint8, Value, cast, function, maximum, minimum, op
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST
-from wageubn_onnx.passes.targets.cpu.matrix import MATRIX, factor, windows
-from wageubn_onnx.passes.targets.cpu.operands import Preference, before_the_flip
-from wageubn_onnx.passes.targets.cpu.scales import DEEPEST, EXACT, scale
+from wageubn_onnx.passes.targets.cpu.products.int8_images import Preference, before_the_flip
+from wageubn_onnx.passes.targets.cpu.products.matrix import MATRIX, factor, windows
+from wageubn_onnx.passes.targets.cpu.scalars.scales import DEEPEST, EXACT, scale
 
 T = onnx.TensorProto
 WINDOW = ("pads", "strides", "dilations", "kernel_shape", "group")

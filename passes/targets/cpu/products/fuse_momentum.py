@@ -16,8 +16,8 @@ import onnx
 from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.passes.targets.cpu.form import Form
-from wageubn_onnx.passes.targets.cpu.joint import SMALL
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
+from wageubn_onnx.passes.targets.cpu.scalars.batch_small_tensors import SMALL
 
 T = onnx.TensorProto
 SHORT = 2**15  # a kernel that adds pairs of products in int16 may not saturate

@@ -21,7 +21,7 @@ from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.scales import EXACT, LEFT, scale
+from wageubn_onnx.passes.targets.cpu.scalars.scales import EXACT, LEFT, scale
 
 T = onnx.TensorProto
 MOST_ROWS = 6  # more cost what they save

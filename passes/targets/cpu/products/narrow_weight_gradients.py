@@ -31,9 +31,9 @@ from wageubn_onnx.onnxir.trace import (
     reduce_max,
 )
 from wageubn_onnx.passes.targets.cpu.form import Form
-from wageubn_onnx.passes.targets.cpu.halves import HIGH, LOW, REACH, halves, with_halves
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.operands import WEIGHT_GRADIENTS
+from wageubn_onnx.passes.targets.cpu.products.int8_images import WEIGHT_GRADIENTS
+from wageubn_onnx.passes.targets.cpu.products.split_weights_high_low import HIGH, LOW, REACH, halves, with_halves
 from wageubn_onnx.quantizers.integer import LIFT, POWERS, RANGES, WIDE_THRESHOLDS, reached
 
 T = onnx.TensorProto

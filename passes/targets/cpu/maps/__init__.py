@@ -1,0 +1,1 @@
+"""Tensors with rows and columns: activations, errors, masks."""

@@ -1,0 +1,1 @@
+"""Few numbers, or a rule for single ones: exponents, shifts, roots, random bits."""
