@@ -233,8 +233,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, folder: Path, edit_man
     refused("holds no JSON object", TrainingSession, tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 2}')
     refused("has no hashes of the files: damaged, or written by an older version", TrainingSession, tmp_path)
-    edit_manifest(format=2)
-    refused("format 2, but this version reads 1", TrainingSession, folder)
+    edit_manifest(format=3)
+    refused("format 3, but this version reads 2", TrainingSession, folder)
 
 
 def test_a_folder_that_contradicts_itself_is_refused(folder: Path, edit_manifest: Edit) -> None:
