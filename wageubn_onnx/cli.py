@@ -285,9 +285,9 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, no_session:
     Of a folder, that is its training step and its inference model, which are also compared with manifest.json and forward.onnx.
     Exits with 1 where anything was found.
     """
+    from wageubn_onnx.artifacts.folder import ArtifactFolder
     from wageubn_onnx.proofs.audit import audit as run
     from wageubn_onnx.proofs.audit import audit_folder
-    from wageubn_onnx.runtime.folder import ArtifactFolder
 
     if every and not ranges:
         raise click.UsageError("--all needs --ranges", ctx)
@@ -493,10 +493,10 @@ def diff(
     Two stages of the pipeline are compared by layer and data path. Of an artifact folder DIR, every stage is compared with the
     one that it is made of. Exits with 0 where the files are the same, with 1 where they differ.
     """
+    from wageubn_onnx.artifacts.files import write_text
     from wageubn_onnx.graphdiff import align, align_folder, explain
     from wageubn_onnx.graphdiff.page import Collector, render
     from wageubn_onnx.graphdiff.report import print_diff
-    from wageubn_onnx.runtime.files import write_text
 
     if a.is_dir() != (b is None):
         raise click.UsageError("give two ONNX files, or one artifact folder", ctx)

@@ -21,8 +21,8 @@ import onnx
 import pytest
 from rich.console import Console
 
+from wageubn_onnx.artifacts.checkpoint import load_state
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.data import Dataset, batches
 from wageubn_onnx.runtime.schedules import gradient_range, learning_rate
 from wageubn_onnx.runtime.session import FloatSession, Session, StepResult, TrainingSession
@@ -258,7 +258,7 @@ def test_a_lock_ends_with_its_process(folder: Path, data: Dataset, tmp_path: Pat
     """Its file may stay behind; what counts is who holds it."""
     out = tmp_path / "run"
     out.mkdir()
-    hold = "import sys, time; from pathlib import Path; from wageubn_onnx.runtime.locks import lock; lock(Path(sys.argv[1])); "
+    hold = "import sys, time; from pathlib import Path; from wageubn_onnx.artifacts.locks import lock; lock(Path(sys.argv[1])); "
     (out / ".lock").touch()
     other = subprocess.Popen(
         [sys.executable, "-c", hold + "print('held', flush=True); time.sleep(60)", str(out / ".lock")], stdout=subprocess.PIPE

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.files import atomic_write
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import atomic_write
 from wageubn_onnx.runtime.images import read_folders
 from wageubn_onnx.runtime.npz import read_npz
 from wageubn_onnx.terminal import printable

@@ -14,13 +14,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 
+from wageubn_onnx.artifacts.checkpoint import load_state
+from wageubn_onnx.artifacts.files import save_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.artifacts.state import StateTensor, check_state, signature
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.data import Dataset, check_classes
-from wageubn_onnx.runtime.files import save_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import last_size, open_model
-from wageubn_onnx.runtime.state import StateTensor, check_state, signature
 
 Array = NDArray[Any]
 DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}  # onnxruntime's names; integers keep theirs

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from wageubn_onnx.artifacts.checkpoint import load_state
+from wageubn_onnx.artifacts.locks import only_one
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
 from wageubn_onnx.runtime.data import Dataset, batches, check_classes, described
 from wageubn_onnx.runtime.health import Health, table
 from wageubn_onnx.runtime.interrupt import interruptible
-from wageubn_onnx.runtime.locks import only_one
 from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
 from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
 from wageubn_onnx.runtime.session import GRADIENT_RANGES, Session
