@@ -15,7 +15,7 @@ from onnx import helper as h
 
 from wageubn_onnx.artifacts.contents import seal
 from wageubn_onnx.artifacts.files import save_tensors
-from wageubn_onnx.runtime.data import Dataset
+from wageubn_onnx.training.data import Dataset
 
 BATCH, CLASSES, SHAPE = 4, 3, (1, 2, 2)  # SHAPE: one image's [C, H, W]
 FEATURES = 4

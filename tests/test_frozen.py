@@ -22,10 +22,10 @@ from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.interpreter import interpret
-from wageubn_onnx.runtime.data import Dataset
 from wageubn_onnx.runtime.fidelity import forward_fidelity, gradient_fidelity
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, TrainingSession
 from wageubn_onnx.runtime.torch_step import TorchStep
+from wageubn_onnx.training.data import Dataset
 
 CASES: dict[str, dict[str, Any]] = {
     "last": {"train_last": 1},

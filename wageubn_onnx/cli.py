@@ -252,7 +252,7 @@ def convert(
     MODEL is an ONNX file, or a folder of onnxruntime-training's artifacts with its checkpoint.
     """
     from wageubn_onnx.pipeline import convert as run
-    from wageubn_onnx.runtime.data import load_data, sample
+    from wageubn_onnx.training.data import load_data, sample
 
     images = None if calibrate is None else sample(load_data(calibrate).x_train, calibrate_images)
     given = {"mean": mean, "std": std, "scale": scale}
@@ -419,9 +419,9 @@ def train(
     saves a checkpoint and exits with 130; --resume goes on from it. --state starts a new run from where another one ended, with
     other data, epochs or batch.
     """
-    from wageubn_onnx.runtime.data import load_data
-    from wageubn_onnx.runtime.train import Plan
-    from wageubn_onnx.runtime.train import train as run
+    from wageubn_onnx.training.data import load_data
+    from wageubn_onnx.training.train import Plan
+    from wageubn_onnx.training.train import train as run
 
     for option, given in (("--gradient-range", gradient_range is not None), ("--health", health)):
         if in_float and given:
@@ -454,13 +454,13 @@ def train(
 @json_option
 def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool) -> None:
     """Test the network of DIR, in integers (or FP32), on the test images of DATA."""
-    from wageubn_onnx.runtime.data import described, load_data
+    from wageubn_onnx.training.data import described, load_data
 
     session = _open_session(folder, in_float, threads)
     if state is not None:
         session.load(state)
     data = load_data(data_path)
-    session.check_classes(data)
+    session.check_classes(data.classes)
     with _working(f"testing on {len(data.x_test)} images"):
         result = session.evaluate(data.x_test, data.y_test)
     if as_json:
@@ -845,8 +845,8 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 
     DIR must be converted with --expose-gradients. Both start from their initial states on every batch.
     """
-    from wageubn_onnx.runtime.data import load_data
     from wageubn_onnx.runtime.fidelity import gradient_fidelity, plot_gradients
+    from wageubn_onnx.training.data import load_data
 
     with _working("comparing gradients"):
         found = gradient_fidelity(folder, load_data(data_path), batches, threads)
@@ -868,8 +868,8 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 @json_option
 def bench_forward(folder: Path, data_path: Path, images: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
     """Compare every layer's output in DIR's integer inference with FP32's; the worst first."""
-    from wageubn_onnx.runtime.data import load_data
     from wageubn_onnx.runtime.fidelity import forward_fidelity, plot_forward
+    from wageubn_onnx.training.data import load_data
 
     with _working("comparing layers"):
         found = forward_fidelity(folder, load_data(data_path), images, threads)

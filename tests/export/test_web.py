@@ -18,8 +18,8 @@ from wageubn_onnx.export.base import Array
 from wageubn_onnx.export.export import export
 from wageubn_onnx.export.verify import verify
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.session import TrainingSession
+from wageubn_onnx.training.data import Dataset, save_data
 
 COUNT, TESTS = 5 * BATCH + 1, 70  # images: an epoch drops one; the page tests 64 at a time
 

@@ -20,7 +20,7 @@ from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.checkout import ROOT
-from wageubn_onnx.runtime.data import Dataset, load_data
+from wageubn_onnx.training.data import Dataset, load_data
 
 STEP, EVAL, STATE, DATA = "step.onnx", "eval.onnx", "state.safetensors", "data.safetensors"
 FILES = Path(__file__).with_name("files") / "web"

@@ -21,10 +21,10 @@ from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.data import Dataset, batches, save_data
-from wageubn_onnx.runtime.health import WORST, Health
 from wageubn_onnx.runtime.session import StepResult, TrainingSession
-from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, train
+from wageubn_onnx.training.data import Dataset, batches, save_data
+from wageubn_onnx.training.health import WORST, Health
+from wageubn_onnx.training.train import CHECKPOINT, METRICS, Plan, train
 
 PLAN = Plan(epochs=2, lr=0.05, seed=3)
 STEPS = 3  # an epoch
