@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from cores import round_trip
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.runtime.bench import PAUSE
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import SPIN
 from wageubn_onnx.runtime.torch_step import TorchStep
 

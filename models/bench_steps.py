@@ -21,12 +21,12 @@ import onnx
 
 from resnet import Architecture, build
 from wageubn_onnx import Config, convert
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu, inlined_passes_for, passes_for
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
 from wageubn_onnx.runtime.bench_ops import by_operator, first_feeds
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import open_lowered
 from wageubn_onnx.runtime.plots import figure

@@ -20,9 +20,9 @@ from rich.table import Table
 from digits import MEAN, STD, digits
 from shift import shifted
 from wageubn_onnx import Config, FloatSession, TrainingSession, audit, convert
-from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.session import Session
-from wageubn_onnx.runtime.train import CHECKPOINT, Plan, train
+from wageubn_onnx.training.data import Dataset, save_data
+from wageubn_onnx.training.train import CHECKPOINT, Plan, train
 
 MODEL = Path(__file__).with_name("digits_resnet.onnx")
 EPOCHS, SCHEDULE = 8, "cosine"

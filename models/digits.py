@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from wageubn_onnx.runtime.data import Dataset, save_data
+from wageubn_onnx.training.data import Dataset, save_data
 
 TRAIN_IMAGES = 1437  # four fifths; the other 360 test
 MEAN, STD = (0.305,), (0.376,)  # of pixel / 255 over the training images

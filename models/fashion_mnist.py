@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import Dataset, save_data
+from wageubn_onnx.training.data import Dataset, save_data
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
 UNSIGNED_BYTES = 0x08  # the idx type code

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wageubn_onnx.runtime.data import Dataset, load_data, save_data
+from wageubn_onnx.training.data import Dataset, load_data, save_data
 
 
 def shifted(data: Dataset, invert: bool = False, rotate: int = 0, first: int | None = None) -> Dataset:

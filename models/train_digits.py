@@ -15,7 +15,7 @@ from digits import MEAN, STD, digits, normalised
 from resnet import Architecture, build, fit_statistics, set_parameters
 from wageubn_onnx import Config, convert
 from wageubn_onnx.runtime.session import FloatSession
-from wageubn_onnx.runtime.train import Plan, train
+from wageubn_onnx.training.train import Plan, train
 
 MODEL = Path(__file__).with_name("digits_resnet.onnx")
 ARCHITECTURE = Architecture(depths=(1, 1, 1), widths=(12, 24, 48), classes=10, image=(1, 8, 8))

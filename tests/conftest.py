@@ -7,8 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from miniature import data, data_file, edit_manifest, folder  # noqa: F401 (fixtures)
 from networks import BATCH, MEAN, STD, tiny
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 
@@ -38,6 +39,6 @@ def tiny_artifacts(tiny_file: Path) -> Artifacts:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_artifacts: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("converted") / "tiny"
-    tiny_artifacts.save(folder)
-    return folder
+    made = tmp_path_factory.mktemp("converted") / "tiny"
+    tiny_artifacts.save(made)
+    return made

@@ -18,11 +18,11 @@ import onnxruntime
 
 from releases_worker import PROFILES, WAYS, feeds, key_values
 from wageubn_onnx import Config, convert
+from wageubn_onnx.artifacts.files import load_tensors, write_text
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.interpreter import interpret
-from wageubn_onnx.runtime.files import load_tensors, write_text
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.releases import TRIED
 
 TESTS = Path(__file__).resolve().parent

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from wageubn_onnx.artifacts.files import load_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
-from wageubn_onnx.runtime.files import load_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.session import TrainingSession
 

@@ -23,7 +23,7 @@ from quantizers.kernels import EXACT
 
 from float64 import float64_copy
 from networks import BATCH, CLASSES, MEAN, STD, Net, images, labels, ort_session, preactivation, to_float, with_own_statistics
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET, node_tag
 from wageubn_onnx.pipeline import convert

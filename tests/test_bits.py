@@ -12,7 +12,7 @@ import pytest
 
 from float64 import float64_copy, reference_evaluator, run_reference
 from networks import BATCH, CHANNELS, CLASSES, MEAN, SIZE, STD, TOPOLOGIES, images, labels, ort_session, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from wageubn_onnx.cli import cli
 from wageubn_onnx.runtime.accuracy import final_runs, read_records
 from wageubn_onnx.runtime.accuracy_report import updated
-from wageubn_onnx.runtime.data import save_data
 from wageubn_onnx.runtime.experiments import EXPERIMENTS
 from wageubn_onnx.runtime.releases import TRIED, WRONG
+from wageubn_onnx.training.data import save_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "accuracy"

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from networks import tiny
+from wageubn_onnx.artifacts.files import load_tensors
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.runtime.files import load_tensors
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 

@@ -15,17 +15,17 @@ from onnx import numpy_helper
 from networks import BATCH, MEAN, STD, images, labels, relative, run_ort, tiny
 from test_bits import Arrays, Twins, feeds
 from torch_network import TorchNetwork
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.interpreter import interpret
-from wageubn_onnx.runtime.data import Dataset
 from wageubn_onnx.runtime.fidelity import forward_fidelity, gradient_fidelity
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, TrainingSession
 from wageubn_onnx.runtime.torch_step import TorchStep
+from wageubn_onnx.training.data import Dataset
 
 CASES: dict[str, dict[str, Any]] = {
     "last": {"train_last": 1},
@@ -277,7 +277,7 @@ def test_health_counts_what_still_quantizes(folder: Path) -> None:
 
 def test_pytorch_trains_the_same_part(folder: Path) -> None:
     """The contender of `bench step` leaves frozen layers alone, too."""
-    from wageubn_onnx.runtime.folder import ArtifactFolder
+    from wageubn_onnx.artifacts.folder import ArtifactFolder
 
     step = TorchStep(ArtifactFolder(folder))
     before = {k: v.detach().clone() for k, v in step._values.items()}

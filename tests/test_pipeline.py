@@ -19,10 +19,10 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-import wageubn_onnx.artifacts
+import wageubn_onnx.artifacts.artifacts
 import wageubn_onnx.passes
 from networks import BATCH, CLASSES, MEAN, STD, images, labels, preactivation, run_ort, tiny, to_float
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
@@ -178,7 +178,7 @@ def test_a_folder_is_complete_or_absent(tiny_artifacts: Artifacts, tmp_path: Pat
             raise OSError(28, "No space left on device", str(path))
         save_file(tensors, path)
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_file", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts.artifacts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -193,7 +193,7 @@ def test_an_old_folder_survives_a_failed_write(
     def full(tensors: Any, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(wageubn_onnx.artifacts, "save_file", full)
+    monkeypatch.setattr(wageubn_onnx.artifacts.artifacts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_artifacts.save(tmp_path / "out")
     assert contents(tmp_path / "out") == before
@@ -460,7 +460,7 @@ def test_any_decay_of_running_statistics_is_proven(momentum: float, tmp_path: Pa
 def test_parameters_beyond_what_protobuf_holds_lie_beside_the_file(
     tiny_artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wageubn_onnx.artifacts, "LARGEST", 0)
+    monkeypatch.setattr(wageubn_onnx.artifacts.artifacts, "LARGEST", 0)
     tiny_artifacts.save(tmp_path / "out")
     beside = (tmp_path / "out" / "forward.onnx.data").stat().st_size
     assert beside >= sum(v.nbytes for v in tiny_artifacts.parameters.values() if v.nbytes >= 1024)  # onnx leaves small ones in

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from networks import BATCH, CHANNELS, MEAN, SIZE, STD, TOPOLOGIES, Net, images, run_ort, tiny
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import PREFIX, node_tag

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import audit

@@ -11,7 +11,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 from networks import ort_session
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, IR_VERSION, OPSET, node_tag

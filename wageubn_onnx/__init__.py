@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wageubn_onnx.artifacts import Artifacts
+    from wageubn_onnx.artifacts.artifacts import Artifacts
     from wageubn_onnx.config import Config
     from wageubn_onnx.errors import WageubnError
     from wageubn_onnx.graphdiff import diff
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["Artifacts", "Config", "FloatSession", "TrainingSession", "WageubnError", "audit", "convert", "diff"]
 
 _HOMES = {
-    "Artifacts": "artifacts",
+    "Artifacts": "artifacts.artifacts",
     "Config": "config",
     "FloatSession": "runtime.session",
     "TrainingSession": "runtime.session",

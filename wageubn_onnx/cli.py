@@ -252,7 +252,7 @@ def convert(
     MODEL is an ONNX file, or a folder of onnxruntime-training's artifacts with its checkpoint.
     """
     from wageubn_onnx.pipeline import convert as run
-    from wageubn_onnx.runtime.data import load_data, sample
+    from wageubn_onnx.training.data import load_data, sample
 
     images = None if calibrate is None else sample(load_data(calibrate).x_train, calibrate_images)
     given = {"mean": mean, "std": std, "scale": scale}
@@ -285,9 +285,9 @@ def audit(ctx: click.Context, path: Path, ranges: bool, every: bool, no_session:
     Of a folder, that is its training step and its inference model, which are also compared with manifest.json and forward.onnx.
     Exits with 1 where anything was found.
     """
+    from wageubn_onnx.artifacts.folder import ArtifactFolder
     from wageubn_onnx.proofs.audit import audit as run
     from wageubn_onnx.proofs.audit import audit_folder
-    from wageubn_onnx.runtime.folder import ArtifactFolder
 
     if every and not ranges:
         raise click.UsageError("--all needs --ranges", ctx)
@@ -419,9 +419,9 @@ def train(
     saves a checkpoint and exits with 130; --resume goes on from it. --state starts a new run from where another one ended, with
     other data, epochs or batch.
     """
-    from wageubn_onnx.runtime.data import load_data
-    from wageubn_onnx.runtime.train import Plan
-    from wageubn_onnx.runtime.train import train as run
+    from wageubn_onnx.training.data import load_data
+    from wageubn_onnx.training.train import Plan
+    from wageubn_onnx.training.train import train as run
 
     for option, given in (("--gradient-range", gradient_range is not None), ("--health", health)):
         if in_float and given:
@@ -454,13 +454,13 @@ def train(
 @json_option
 def evaluate(folder: Path, data_path: Path, state: Path | None, threads: int | None, in_float: bool, as_json: bool) -> None:
     """Test the network of DIR, in integers (or FP32), on the test images of DATA."""
-    from wageubn_onnx.runtime.data import described, load_data
+    from wageubn_onnx.training.data import described, load_data
 
     session = _open_session(folder, in_float, threads)
     if state is not None:
         session.load(state)
     data = load_data(data_path)
-    session.check_classes(data)
+    session.check_classes(data.classes)
     with _working(f"testing on {len(data.x_test)} images"):
         result = session.evaluate(data.x_test, data.y_test)
     if as_json:
@@ -493,10 +493,10 @@ def diff(
     Two stages of the pipeline are compared by layer and data path. Of an artifact folder DIR, every stage is compared with the
     one that it is made of. Exits with 0 where the files are the same, with 1 where they differ.
     """
+    from wageubn_onnx.artifacts.files import write_text
     from wageubn_onnx.graphdiff import align, align_folder, explain
     from wageubn_onnx.graphdiff.page import Collector, render
     from wageubn_onnx.graphdiff.report import print_diff
-    from wageubn_onnx.runtime.files import write_text
 
     if a.is_dir() != (b is None):
         raise click.UsageError("give two ONNX files, or one artifact folder", ctx)
@@ -845,8 +845,8 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 
     DIR must be converted with --expose-gradients. Both start from their initial states on every batch.
     """
-    from wageubn_onnx.runtime.data import load_data
     from wageubn_onnx.runtime.fidelity import gradient_fidelity, plot_gradients
+    from wageubn_onnx.training.data import load_data
 
     with _working("comparing gradients"):
         found = gradient_fidelity(folder, load_data(data_path), batches, threads)
@@ -868,8 +868,8 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 @json_option
 def bench_forward(folder: Path, data_path: Path, images: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
     """Compare every layer's output in DIR's integer inference with FP32's; the worst first."""
-    from wageubn_onnx.runtime.data import load_data
     from wageubn_onnx.runtime.fidelity import forward_fidelity, plot_forward
+    from wageubn_onnx.training.data import load_data
 
     with _working("comparing layers"):
         found = forward_fidelity(folder, load_data(data_path), images, threads)

@@ -12,11 +12,11 @@ from typing import Any
 
 import onnx
 
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.artifacts.manifest import describe
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
-from wageubn_onnx.manifest import describe
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing import folded, formats, forward, freeze, head
 from wageubn_onnx.passes.lower import fold, health, integers

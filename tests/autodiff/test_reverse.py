@@ -18,7 +18,7 @@ import torch
 
 from networks import BATCH, MEAN, STD, grouped, images, labels, relative, run_ort, tiny, to_float
 from torch_network import OPERATORS, TorchNetwork
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.autodiff.reverse import backward, replay
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator

@@ -17,7 +17,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from networks import BATCH, images, labels, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import c

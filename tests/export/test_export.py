@@ -14,7 +14,8 @@ import onnx
 import pytest
 
 from networks import BATCH, images, labels
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort
 from wageubn_onnx.export import verify as verifying
@@ -27,7 +28,6 @@ from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu.machine import MENDED, Kernel
 from wageubn_onnx.passes.targets.portable import portable
 from wageubn_onnx.proofs.audit import audit_model
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import Kernels
 from wageubn_onnx.runtime.session import TrainingSession
 

@@ -15,7 +15,7 @@ from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
 
 from networks import BATCH, images, labels
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import iree
 from wageubn_onnx.export.base import Array

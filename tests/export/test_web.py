@@ -11,15 +11,15 @@ import pytest
 
 from browser import browser, missing, served
 from networks import BATCH, images, labels
+from wageubn_onnx.artifacts.files import load_tensors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import web
 from wageubn_onnx.export.base import Array
 from wageubn_onnx.export.export import export
 from wageubn_onnx.export.verify import verify
 from wageubn_onnx.onnxir.tidy import tidy
-from wageubn_onnx.runtime.data import Dataset, save_data
-from wageubn_onnx.runtime.files import load_tensors
 from wageubn_onnx.runtime.session import TrainingSession
+from wageubn_onnx.training.data import Dataset, save_data
 
 COUNT, TESTS = 5 * BATCH + 1, 70  # images: an epoch drops one; the page tests 64 at a time
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from networks import CLASSES, TOPOLOGIES, images, labels
+from wageubn_onnx.artifacts.contents import seal
 from wageubn_onnx.pipeline import STAGES
 from wageubn_onnx.profiles import NAMES
-from wageubn_onnx.runtime.contents import seal
 
 from .documents import (
     mutate_images,

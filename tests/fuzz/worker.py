@@ -42,7 +42,7 @@ def preload() -> None:
     import wageubn_onnx.graphdiff.report
     import wageubn_onnx.inspect.tables
     import wageubn_onnx.pipeline
-    import wageubn_onnx.runtime.train  # noqa: F401
+    import wageubn_onnx.training.train  # noqa: F401
 
 
 def command(arguments: Sequence[str], folder: Path, seconds: float = SECONDS) -> Outcome:

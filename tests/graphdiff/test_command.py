@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import wageubn_onnx
+from wageubn_onnx.artifacts.contents import peek, seal
 from wageubn_onnx.cli import cli
 from wageubn_onnx.graphdiff import diff, diff_folder
 from wageubn_onnx.pipeline import STAGES
-from wageubn_onnx.runtime.contents import peek, seal
 
 
 def run(*args: str | Path) -> Result:

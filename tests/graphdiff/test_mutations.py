@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from networks import TOPOLOGIES, tiny
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.graphdiff import ModelDiff, diff
 from wageubn_onnx.runtime.mutations import (
     copy,

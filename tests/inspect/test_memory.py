@@ -6,7 +6,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.inspect.memory import memory
 from wageubn_onnx.inspect.tensors import Tensors

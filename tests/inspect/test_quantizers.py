@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from networks import BATCH, MEAN, STD
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.inspect.quantizers import CONSTANT, GAP, quantizer_map

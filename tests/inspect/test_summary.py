@@ -11,12 +11,12 @@ import onnx.parser
 import pytest
 
 from networks import BATCH, CLASSES, SIZE, TOPOLOGIES, Net, tiny
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.artifacts.contents import seal
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.inspect.summary import inspect_file, inspect_folder, inspect_model
 from wageubn_onnx.inspect.tensors import Tensors
 from wageubn_onnx.pipeline import STAGES
-from wageubn_onnx.runtime.contents import seal
 
 
 def test_a_file_of_any_program(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from resnet18 import resnet18
 from wageubn_onnx import Config, TrainingSession, audit, convert
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import save_data
+from wageubn_onnx.training.data import save_data
 
 MODELS = Path(resnet.__file__).parent
 TEST_IMAGES = 360

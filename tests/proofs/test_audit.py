@@ -14,7 +14,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 from networks import BATCH, MEAN, STD
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.config import Config

@@ -19,7 +19,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 from networks import BATCH, MEAN, STD, images, labels, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError

@@ -12,7 +12,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 
 from networks import BATCH, CHANNELS, MEAN, SIZE, STD, TOPOLOGIES, images, labels, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, UnsupportedOperator, WageubnError

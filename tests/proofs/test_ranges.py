@@ -16,7 +16,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from networks import BATCH, MEAN, STD, images, labels, ort_session
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import ProofFailed, WageubnError

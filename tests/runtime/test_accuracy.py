@@ -15,9 +15,9 @@ from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime import accuracy, accuracy_report, experiments
 from wageubn_onnx.runtime.accuracy import Place, Run
-from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.experiments import Arm, Experiment, Normalisation, ResNet, Tuning
-from wageubn_onnx.runtime.transforms import TRANSFORMS, training_part, transformed, tuning_part
+from wageubn_onnx.training.data import Dataset, save_data
+from wageubn_onnx.training.transforms import TRANSFORMS, training_part, transformed, tuning_part
 
 QUIET = Console(quiet=True)
 TOY = Experiment(

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import networks
+from wageubn_onnx.artifacts.contents import peek, seal
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.contents import peek, seal
 
 COMMANDS = [
     ["convert"],

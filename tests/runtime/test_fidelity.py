@@ -16,8 +16,8 @@ from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.data import Dataset, save_data
 from wageubn_onnx.runtime.fidelity import compare, forward_fidelity, gradient_fidelity
+from wageubn_onnx.training.data import Dataset, save_data
 
 
 @pytest.fixture(scope="module")

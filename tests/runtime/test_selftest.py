@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from networks import BATCH, images, labels
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.onnxir.inline import inline

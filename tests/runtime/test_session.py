@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from networks import images, labels
+from wageubn_onnx.artifacts.contents import peek, seal
+from wageubn_onnx.artifacts.files import load_tensors, save_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.contents import peek, seal
-from wageubn_onnx.runtime.data import Dataset
-from wageubn_onnx.runtime.files import load_tensors, save_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
+from wageubn_onnx.training.data import Dataset
 
 Edit = Callable[..., None]
 

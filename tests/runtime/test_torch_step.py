@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 pytest.importorskip("torch")
 

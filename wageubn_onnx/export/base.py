@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from wageubn_onnx.artifacts.checkpoint import load_state
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.passbase import Pass
-from wageubn_onnx.runtime.checkpoint import load_state
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import check_stage
 
 Array = np.ndarray[Any, Any]

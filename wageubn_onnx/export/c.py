@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.budget import what_fits
@@ -31,7 +32,6 @@ from wageubn_onnx.graph import OPSET
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.passes.targets.kernels import Call, Kernels, Type, tensor_types
 from wageubn_onnx.passes.targets.table import PASSES
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 FILES = Path(__file__).with_name("files") / "c"
 KERNELS, SOURCE, HEADER, INITIAL = "kernels.c", "wageubn.c", "wageubn.h", "initial.c"

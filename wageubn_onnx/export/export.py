@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wageubn_onnx.artifacts.contents import peek, seal
+from wageubn_onnx.artifacts.replace import replaced
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Bundle, Target
 from wageubn_onnx.export.table import TARGETS
-from wageubn_onnx.runtime.contents import peek, seal
-from wageubn_onnx.runtime.replace import replaced
 
 FLOAT_SECTIONS = ("fp_step", "fp_eval", "fp_state", "quant_step", "quant_eval", "quant_state")  # stay in the artifact folder
 

@@ -12,12 +12,12 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.artifacts.files import sha256
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Target
 from wageubn_onnx.export.trained import forward_of, parameters
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.write_back import Unplaced, write_back
-from wageubn_onnx.runtime.files import sha256
 
 MODEL = "model.onnx"
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors, advance, state_feeds
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.iree import for_iree
 from wageubn_onnx.passes.targets.table import PASSES
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 STEP, EVAL, STATE, TRAIN = "step.vmfb", "eval.vmfb", "state.npz", "train_iree.py"
 FILES = Path(__file__).with_name("files")

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
@@ -24,7 +25,6 @@ from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tens
 from wageubn_onnx.onnxir.view import View
 from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, pass_names
 from wageubn_onnx.passes.targets.table import PASSES
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.releases import RIGHT, RIGHT_AND_COMPLETE
 from wageubn_onnx.runtime.selftest import trusted_kernels

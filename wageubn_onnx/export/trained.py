@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.export.base import Array, Bundle
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 
 def forward_of(bundle: Bundle) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wageubn_onnx.artifacts.files import load_tensors, save_tensors
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.ort_worker import described
@@ -19,8 +20,7 @@ from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.runtime.checkout import ROOT
-from wageubn_onnx.runtime.data import Dataset, load_data
-from wageubn_onnx.runtime.files import load_tensors, save_tensors
+from wageubn_onnx.training.data import Dataset, load_data
 
 STEP, EVAL, STATE, DATA = "step.onnx", "eval.onnx", "state.safetensors", "data.safetensors"
 FILES = Path(__file__).with_name("files") / "web"

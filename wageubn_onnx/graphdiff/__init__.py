@@ -68,8 +68,8 @@ def align(a: Source, b: Source) -> Alignment:
 
 def align_folder(folder: str | os.PathLike[str]) -> Iterator[Alignment]:
     """`align` every stage of an artifact folder and the one that it is made of; raises what `diff_folder` raises."""
+    from wageubn_onnx.artifacts.folder import ArtifactFolder
     from wageubn_onnx.pipeline import STAGES, stage_before
-    from wageubn_onnx.runtime.folder import ArtifactFolder
 
     artifacts = ArtifactFolder(folder)
     for after in STAGES:

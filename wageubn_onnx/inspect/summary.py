@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 from onnx.external_data_helper import uses_external_data
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX, load_model, node_tag
@@ -19,7 +20,6 @@ from wageubn_onnx.inspect.quantizers import QuantizerMap, quantizer_map
 from wageubn_onnx.inspect.tensors import Tensor, Tensors
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.passes.importing.forward import layer_of
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import CONTRACTS
 
 PARAMETERS = ("W", "bias", "gamma", "beta", "BN.running_mean", "BN.running_var")  # data paths of inputs that are parameters

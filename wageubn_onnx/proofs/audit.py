@@ -20,6 +20,7 @@ import onnx.inliner
 import onnx.numpy_helper
 
 from wageubn_onnx import __version__
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, load_model, node_tag
@@ -29,7 +30,6 @@ from wageubn_onnx.proofs.origin import Origin
 from wageubn_onnx.proofs.ranges import Proof, prove
 from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, PAIRED_LIMIT, SCALES
 from wageubn_onnx.recipe import Recipe
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.stages import INTEGERS
 
 T = onnx.TensorProto

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.artifacts.manifest import integers, optimizer
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.manifest import integers, optimizer
 from wageubn_onnx.profiles import table
 from wageubn_onnx.proofs.derivation import Made
 from wageubn_onnx.recipe import Recipe

@@ -14,10 +14,10 @@ from functools import cached_property
 import onnx
 from onnx import numpy_helper
 
+from wageubn_onnx.artifacts.manifest import STEP_INPUTS
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX
-from wageubn_onnx.manifest import STEP_INPUTS
 from wageubn_onnx.proofs.bodies import Analysis, Calls
 from wageubn_onnx.proofs.form import metadata
 from wageubn_onnx.proofs.intervals import CAN_GROW, LIMITS, Bound, Unproven, hull, of_array, whole

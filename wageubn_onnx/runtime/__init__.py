@@ -1,1 +1,1 @@
-"""What drives a converted folder: sessions, data sets, the training loop and the step benchmark."""
+"""What runs a converted folder: sessions, and what asks the machine which kernels are exact and fast on it."""

@@ -27,16 +27,16 @@ import numpy as np
 import onnx
 from rich.console import Console
 
+from wageubn_onnx.artifacts.files import write_text
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
 from wageubn_onnx.runtime.checkout import models_module
-from wageubn_onnx.runtime.data import Dataset, load_data
 from wageubn_onnx.runtime.experiments import Arm, Experiment
-from wageubn_onnx.runtime.files import write_text
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
-from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, fingerprint, train
-from wageubn_onnx.runtime.transforms import training_part, transformed, tuning_part
+from wageubn_onnx.training.data import Dataset, load_data
+from wageubn_onnx.training.train import CHECKPOINT, METRICS, Plan, fingerprint, train
+from wageubn_onnx.training.transforms import training_part, transformed, tuning_part
 
 PHASES = ("tune", "final")
 QUANTIZED = "quant:"  # prefix of an arm that simulates its profile in float

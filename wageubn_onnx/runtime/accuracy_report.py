@@ -8,10 +8,10 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
+from wageubn_onnx.artifacts.files import write_text
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.accuracy import Record, best_run, final_runs, read_records, tuning_runs
 from wageubn_onnx.runtime.experiments import EXPERIMENTS, Arm, Experiment
-from wageubn_onnx.runtime.files import write_text
 from wageubn_onnx.runtime.plots import figure
 
 BASELINE = "fp32"

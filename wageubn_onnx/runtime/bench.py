@@ -18,9 +18,9 @@ from typing import Any
 
 import onnx
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import load_model
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 PAUSE = 0.1  # seconds in which threads that spin go to sleep: onnxruntime's take tens of milliseconds
 NAMES = {

@@ -87,7 +87,8 @@ def _forget_peak() -> None:
 
 
 def _ours(clock: Clock, batch: int) -> Conversion:
-    from wageubn_onnx import Config, artifacts, pipeline
+    from wageubn_onnx import Config, pipeline
+    from wageubn_onnx.artifacts import artifacts
 
     clock.time(pipeline.Stage, "__call__", lambda stage: stage.name)
     clock.time(pipeline, "_written", lambda model: model.stage)

@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.files import load_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu
-from wageubn_onnx.runtime.files import load_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import lowered_options
 from wageubn_onnx.runtime.selftest import trusted_kernels
 

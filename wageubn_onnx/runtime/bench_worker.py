@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.bench_convert_worker import peak_bytes
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 WARM_UP = 4
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import wageubn_onnx
-from wageubn_onnx.runtime.files import write_text
+from wageubn_onnx.artifacts.files import write_text
 
 QUESTIONS = ("probes.py", "selftest.py")  # modules whose answers are kept
 

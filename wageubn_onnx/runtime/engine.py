@@ -14,13 +14,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 
+from wageubn_onnx.artifacts.checkpoint import load_state
+from wageubn_onnx.artifacts.files import save_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.artifacts.state import StateTensor, check_classes, check_state, signature
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
-from wageubn_onnx.runtime.data import Dataset, check_classes
-from wageubn_onnx.runtime.files import save_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import last_size, open_model
-from wageubn_onnx.runtime.state import StateTensor, check_state, signature
 
 Array = NDArray[Any]
 DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}  # onnxruntime's names; integers keep theirs
@@ -260,9 +259,9 @@ class Session(ABC):
         self._buffers = [current, {key: np.empty_like(value) for key, value in current.items()}]
         self._taken_from, self.class_names = where, metadata.get("classes")
 
-    def check_classes(self, data: Dataset) -> None:
-        """Raise WageubnError, naming the first difference, where the labels of ``data`` stand for others than in training."""
-        check_classes(self._taken_from, self.class_names, data)
+    def check_classes(self, classes: Sequence[str] | None) -> None:
+        """Raise WageubnError, naming the first difference, where labels stand for other ``classes`` than in training."""
+        check_classes(self._taken_from, self.class_names, classes)
 
     def update(self, tensors: Mapping[str, Array]) -> None:
         """Replace these tensors of the state; raises WageubnError for one that is unknown, misshapen or out of its range."""

@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.files import load_tensors
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import Dataset, batches, sample
-from wageubn_onnx.runtime.files import load_tensors
-from wageubn_onnx.runtime.folder import ArtifactFolder
 from wageubn_onnx.runtime.models import probe
 from wageubn_onnx.runtime.plots import figure
 from wageubn_onnx.runtime.session import FloatSession, TrainingSession
+from wageubn_onnx.training.data import Dataset, batches, sample
 
 Array = NDArray[Any]
 SETTLING = 8  # steps

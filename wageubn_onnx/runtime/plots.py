@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from wageubn_onnx.artifacts.files import write_bytes
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import write_bytes
 
 FORMATS = (".svg", ".png")
 

@@ -13,8 +13,8 @@ from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.folder import ArtifactFolder
 
 Attributes = dict[str, Any]
 Rule = Callable[[list[Tensor], Attributes], Tensor]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from artifacts import checkpoint
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.passes.importing.checkpoint import Checkpoint, Group, read_checkpoint
 

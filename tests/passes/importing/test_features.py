@@ -10,10 +10,10 @@ import pytest
 from sources import MAP, WIDTH, assert_same_function, operators, save, stem
 
 from networks import CLASSES, Net, images
+from wageubn_onnx.artifacts.files import load_tensors
 from wageubn_onnx.config import Config
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import audit_model
-from wageubn_onnx.runtime.files import load_tensors
 from wageubn_onnx.runtime.session import TrainingSession
 
 STEM = ["Conv", "BatchNormalization", "Relu"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from artifacts import inference_model, optimizer_model, parameter_values, save_checkpoint, training_model, write_folder
 from click.testing import CliRunner
 from onnx import helper as h
 from sources import imported, kinds
 
+from artifacts import inference_model, optimizer_model, parameter_values, save_checkpoint, training_model, write_folder
 from networks import MEAN, STD, images, run_ort, to_float
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config

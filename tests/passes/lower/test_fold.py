@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from networks import BATCH, MEAN, STD, images, labels, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import DOMAIN, Model, Tensor, next_states, node_tag, to_proto
 from wageubn_onnx.passes.lower.fold import fold_frozen

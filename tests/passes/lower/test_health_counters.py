@@ -12,7 +12,7 @@ from lowered import Format, Lowered
 from onnx import numpy_helper
 
 from networks import BATCH, MEAN, STD, images, labels, run_ort
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import DOMAIN, Model, Tensor, to_proto
 from wageubn_onnx.passes.lower.health import SOFTMAX, count_health

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from drawn import Layer, Source, sources
 from machines import Choosy, Plain, everything_fires
 from networks import ort_session
-from wageubn_onnx.artifacts import Artifacts
+from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.cpu import for_cpu

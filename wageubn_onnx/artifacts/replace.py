@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wageubn_onnx.artifacts.contents import MANIFEST, listed
+from wageubn_onnx.artifacts.files import sync_folder
+from wageubn_onnx.artifacts.locks import lock_if_possible, new_and_locked, unlock
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.contents import MANIFEST, listed
-from wageubn_onnx.runtime.files import sync_folder
-from wageubn_onnx.runtime.locks import lock_if_possible, new_and_locked, unlock
 
 NEW, OLD = ".new", ".old"
 FIXED = (errno.EBUSY, errno.EXDEV)  # what a rename of a mount point gives

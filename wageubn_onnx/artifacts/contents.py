@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wageubn_onnx.artifacts.files import parse_json, sha256, write_text
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import parse_json, sha256, write_text
 
 MANIFEST = "manifest.json"
 FILES, SEAL = "files", "sha256"  # keys of the manifest: the hash of every other file by name, and that of the manifest itself

@@ -21,12 +21,12 @@ import onnx
 import pytest
 from rich.console import Console
 
+from wageubn_onnx.artifacts.checkpoint import load_state
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
-from wageubn_onnx.runtime.data import Dataset, batches
-from wageubn_onnx.runtime.schedules import gradient_range, learning_rate
 from wageubn_onnx.runtime.session import FloatSession, Session, StepResult, TrainingSession
-from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, train
+from wageubn_onnx.training.data import Dataset, batches
+from wageubn_onnx.training.schedules import gradient_range, learning_rate
+from wageubn_onnx.training.train import CHECKPOINT, METRICS, Plan, train
 
 PLAN = Plan(epochs=3, lr=0.05, schedule="cosine", gradient_ranges=(128, 32, 8), seed=5, log_every=2)
 STEPS = 3  # an epoch: 14 images in batches of 4
@@ -258,7 +258,7 @@ def test_a_lock_ends_with_its_process(folder: Path, data: Dataset, tmp_path: Pat
     """Its file may stay behind; what counts is who holds it."""
     out = tmp_path / "run"
     out.mkdir()
-    hold = "import sys, time; from pathlib import Path; from wageubn_onnx.runtime.locks import lock; lock(Path(sys.argv[1])); "
+    hold = "import sys, time; from pathlib import Path; from wageubn_onnx.artifacts.locks import lock; lock(Path(sys.argv[1])); "
     (out / ".lock").touch()
     other = subprocess.Popen(
         [sys.executable, "-c", hold + "print('held', flush=True); time.sleep(60)", str(out / ".lock")], stdout=subprocess.PIPE
@@ -356,12 +356,12 @@ def test_classes_are_kept_and_held_to(folder: Path, data: Dataset, tmp_path: Pat
     assert not (tmp_path / "next").exists()
     session.save(tmp_path / "state")
     session.load(folder / "state.safetensors")
-    session.check_classes(other)
+    session.check_classes(other.classes)
     session.load(tmp_path / "state")
-    session.check_classes(data)  # without names
-    session.check_classes(named)
+    session.check_classes(data.classes)  # without names
+    session.check_classes(named.classes)
     with pytest.raises(WageubnError, match="state: class 1 is"):
-        session.check_classes(other)
+        session.check_classes(other.classes)
 
 
 def test_the_metrics_begin_with_what_the_run_is(folder: Path, data: Dataset, tmp_path: Path) -> None:

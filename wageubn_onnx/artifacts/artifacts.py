@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
+from wageubn_onnx.artifacts.contents import MANIFEST, peek, seal
+from wageubn_onnx.artifacts.replace import replaced
 from wageubn_onnx.graph import DOMAIN, add_parameters
-from wageubn_onnx.runtime.contents import MANIFEST, peek, seal
-from wageubn_onnx.runtime.replace import replaced
 
 LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file, since protobuf's end at 2 GB; more lie beside it
 

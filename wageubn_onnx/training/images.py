@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.memory import require_memory
+from wageubn_onnx.training.memory import require_memory
 
 Array = NDArray[Any]
 Shape = tuple[int, int, int]  # [C, H, W]

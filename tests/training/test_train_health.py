@@ -15,16 +15,16 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from networks import BATCH, MEAN, STD, images, labels
+from wageubn_onnx.artifacts.contents import peek, seal
+from wageubn_onnx.artifacts.files import load_tensors, save_tensors
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.contents import peek, seal
-from wageubn_onnx.runtime.data import Dataset, batches, save_data
-from wageubn_onnx.runtime.files import load_tensors, save_tensors
-from wageubn_onnx.runtime.health import WORST, Health
 from wageubn_onnx.runtime.session import StepResult, TrainingSession
-from wageubn_onnx.runtime.train import CHECKPOINT, METRICS, Plan, train
+from wageubn_onnx.training.data import Dataset, batches, save_data
+from wageubn_onnx.training.health import WORST, Health
+from wageubn_onnx.training.train import CHECKPOINT, METRICS, Plan, train
 
 PLAN = Plan(epochs=2, lr=0.05, seed=3)
 STEPS = 3  # an epoch

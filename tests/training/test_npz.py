@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import memory
-from wageubn_onnx.runtime.npz import read_npz
+from wageubn_onnx.training import memory
+from wageubn_onnx.training.npz import read_npz
 
 
 def npy(header: str, content: bytes = b"", version: int = 1) -> bytes:

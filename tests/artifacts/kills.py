@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from wageubn_onnx.runtime import replace
-from wageubn_onnx.runtime.contents import MANIFEST, peek, seal
-from wageubn_onnx.runtime.folder import ArtifactFolder
+from wageubn_onnx.artifacts import replace
+from wageubn_onnx.artifacts.contents import MANIFEST, peek, seal
+from wageubn_onnx.artifacts.folder import ArtifactFolder
 
 EVENTS = ("open", "os.", "shutil.", "fcntl.", "ctypes.dlsym", "tempfile.")
 NEW = {"step.onnx": "new step", "state": "new state", "added": "new"}

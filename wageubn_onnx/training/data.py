@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.files import atomic_write
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import atomic_write
-from wageubn_onnx.runtime.images import read_folders
-from wageubn_onnx.runtime.npz import read_npz
 from wageubn_onnx.terminal import printable
+from wageubn_onnx.training.images import read_folders
+from wageubn_onnx.training.npz import read_npz
 
 Array = NDArray[Any]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -69,17 +68,6 @@ def load_data(path: str | os.PathLike[str]) -> Dataset:
         raise WageubnError(f"{source}: x_train holds images {list(train)} but x_test {list(test)}; make them equal")
     arrays |= {name: arrays[name].astype(np.int32) for name in ("y_train", "y_test")}
     return Dataset(**arrays, classes=classes)
-
-
-def check_classes(where: str, trained: Sequence[str] | None, data: Dataset) -> None:
-    """Raise WageubnError that starts with ``where`` and names the first difference, if the labels of ``data`` stand for other
-    classes than those ``trained`` on; None on either side says nothing of them."""
-    if trained is None or data.classes is None:
-        return
-    for index, (before, now) in enumerate(zip_longest(trained, data.classes)):
-        if before != now:
-            was, is_now = ("none" if name is None else repr(name) for name in (before, now))
-            raise WageubnError(f"{where}: class {index} is {was}, but in the data {is_now}; give data of the same classes")
 
 
 def described(classes: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.memory import require_memory
+from wageubn_onnx.training.memory import require_memory
 
 Array = NDArray[Any]
 

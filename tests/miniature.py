@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from wageubn_onnx.runtime.contents import seal
-from wageubn_onnx.runtime.data import Dataset
-from wageubn_onnx.runtime.files import save_tensors
+from wageubn_onnx.artifacts.contents import seal
+from wageubn_onnx.artifacts.files import save_tensors
+from wageubn_onnx.training.data import Dataset
 
 BATCH, CLASSES, SHAPE = 4, 3, (1, 2, 2)  # SHAPE: one image's [C, H, W]
 FEATURES = 4

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,14 @@ def _check_tensor(where: str, value: Array, tensor: StateTensor) -> None:
         first = int(wrong[0])
         found = f"holds {value.reshape(-1)[first]} at flat index {first}"
         raise WageubnError(f"{where} {found}, outside its range {low}..{high}; the file is damaged")
+
+
+def check_classes(where: str, trained: Sequence[str] | None, given: Sequence[str] | None) -> None:
+    """Raise WageubnError that starts with ``where`` and names the first difference, if the labels ``given`` stand for other
+    classes than those ``trained`` on; None on either side says nothing of them."""
+    if trained is None or given is None:
+        return
+    for index, (before, now) in enumerate(zip_longest(trained, given)):
+        if before != now:
+            was, is_now = ("none" if name is None else repr(name) for name in (before, now))
+            raise WageubnError(f"{where}: class {index} is {was}, but in the data {is_now}; give data of the same classes")

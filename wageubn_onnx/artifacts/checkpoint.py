@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from wageubn_onnx.artifacts.files import load_tensors
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import load_tensors
 
 INT64 = range(-(2**63), 2**63)
 

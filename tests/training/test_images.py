@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wageubn_onnx.artifacts.state import check_classes
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import memory
-from wageubn_onnx.runtime.data import check_classes, described, load_data
-from wageubn_onnx.runtime.images import class_names
+from wageubn_onnx.training import memory
+from wageubn_onnx.training.data import described, load_data
+from wageubn_onnx.training.images import class_names
 
 Image = pytest.importorskip("PIL.Image")
 Save = Callable[..., None]
@@ -195,9 +196,9 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
         (["ant", "cow", "dog"], "there: class 2 is 'dog', but in the data none"),
     ):
         with pytest.raises(WageubnError, match=words):
-            check_classes("there", before, data)
-    check_classes("there", ["ant", "cow"], data)
-    check_classes("there", None, data)
+            check_classes("there", before, data.classes)
+    check_classes("there", ["ant", "cow"], data.classes)
+    check_classes("there", None, data.classes)
 
 
 def test_classes_in_a_line() -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from wageubn_onnx.artifacts.contents import FILES, MANIFEST, check_files, read_sealed, remedy
+from wageubn_onnx.artifacts.contract import check_contract
+from wageubn_onnx.artifacts.replace import recover
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.contents import FILES, MANIFEST, check_files, read_sealed, remedy
-from wageubn_onnx.runtime.contract import check_contract
-from wageubn_onnx.runtime.replace import recover
 
 FORMAT = 2  # 1: steps without composites
 STATE_FILES = {"state": "state.safetensors", "quant_state": "quant_state.safetensors", "fp_state": "fp_state.safetensors"}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import Dataset
+from wageubn_onnx.training.data import Dataset
 
 Images = NDArray[np.uint8]  # [n, C, H, W]
 NOISE = 12  # of `noisy`: uniform integers in -12..12

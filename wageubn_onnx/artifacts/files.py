@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as encode_tensors
 
+from wageubn_onnx.artifacts.locks import lock_if_possible, new_and_locked, unlock
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.external import refuse_pointer
-from wageubn_onnx.runtime.locks import lock_if_possible, new_and_locked, unlock
 
 Array = NDArray[Any]
 

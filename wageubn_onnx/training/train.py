@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from wageubn_onnx.artifacts.checkpoint import load_state
+from wageubn_onnx.artifacts.locks import only_one
+from wageubn_onnx.artifacts.state import check_classes
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import load_state
-from wageubn_onnx.runtime.data import Dataset, batches, check_classes, described
-from wageubn_onnx.runtime.health import Health, table
-from wageubn_onnx.runtime.interrupt import interruptible
-from wageubn_onnx.runtime.locks import only_one
-from wageubn_onnx.runtime.metrics import MetricsFile, check_metrics
-from wageubn_onnx.runtime.schedules import SCHEDULES, gradient_range, learning_rate
 from wageubn_onnx.runtime.session import GRADIENT_RANGES, Session
 from wageubn_onnx.terminal import Terminal
+from wageubn_onnx.training.data import Dataset, batches, described
+from wageubn_onnx.training.health import Health, table
+from wageubn_onnx.training.interrupt import interruptible
+from wageubn_onnx.training.metrics import MetricsFile, check_metrics
+from wageubn_onnx.training.schedules import SCHEDULES, gradient_range, learning_rate
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -167,7 +168,7 @@ class _Run:
         if resume and not file.is_file():
             raise WageubnError(f"{file}: no such checkpoint; leave out --resume to start a new run")
         if not resume:
-            self.session.check_classes(self.data)
+            self.session.check_classes(self.data.classes)
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def begin(self, resume: bool) -> None:
@@ -186,7 +187,7 @@ class _Run:
         tensors, metadata = load_state(file)
         if "position" not in metadata:
             raise WageubnError(f"{file}: a state without a position in a run; start a new run from it: --state {file}")
-        check_classes(str(file), metadata.get("classes"), self.data)
+        check_classes(str(file), metadata.get("classes"), self.data.classes)
         recorded = metadata["run"]
         for name, value in self.identity.items():
             if recorded.get(name) != value:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wageubn_onnx.artifacts.files import atomic_write, load_tensors, save_tensors, write_bytes, write_text
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.files import atomic_write, load_tensors, save_tensors, write_bytes, write_text
 
 
 def test_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:

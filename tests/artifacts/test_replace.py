@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from wageubn_onnx.artifacts import replace
+from wageubn_onnx.artifacts.contents import MANIFEST, listed, seal
+from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.artifacts.locks import lock, unlock
+from wageubn_onnx.artifacts.replace import NEW, OLD, recover, replaced
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import replace
-from wageubn_onnx.runtime.contents import MANIFEST, listed, seal
-from wageubn_onnx.runtime.folder import ArtifactFolder
-from wageubn_onnx.runtime.locks import lock, unlock
-from wageubn_onnx.runtime.replace import NEW, OLD, recover, replaced
 
 KILLS = Path(__file__).with_name("kills.py")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.data import Dataset, batches, load_data, sample
+from wageubn_onnx.training.data import Dataset, batches, load_data, sample
 
 
 def refuse(path: Path, *words: str) -> None:

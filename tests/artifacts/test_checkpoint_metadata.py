@@ -16,13 +16,13 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from wageubn_onnx.artifacts.checkpoint import CHECKPOINT, fault, load_state
+from wageubn_onnx.artifacts.files import METADATA_KEY, load_tensors, save_tensors
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.checkpoint import CHECKPOINT, fault, load_state
-from wageubn_onnx.runtime.data import Dataset
-from wageubn_onnx.runtime.files import METADATA_KEY, load_tensors, save_tensors
 from wageubn_onnx.runtime.session import TrainingSession
-from wageubn_onnx.runtime.train import CHECKPOINT as FILE
-from wageubn_onnx.runtime.train import METRICS, Plan, train
+from wageubn_onnx.training.data import Dataset
+from wageubn_onnx.training.train import CHECKPOINT as FILE
+from wageubn_onnx.training.train import METRICS, Plan, train
 
 PLAN = Plan(epochs=2, lr=0.05, log_every=1)
 
