@@ -101,6 +101,25 @@ def test_a_convolution_with_uneven_pads_is_not_compiled(tmp_path: Path) -> None:
     assert np.array_equal(run(for_iree(PADS), tmp_path, *feeds.values()), expected)
 
 
+def test_uneven_pads_become_a_pad_of_the_zero_point() -> None:
+    """Without IREE: the convolution that is left has none."""
+    made = for_iree(PADS)
+    assert [node.op_type for node in made.graph.node] == ["Pad", "ConvInteger"]
+    assert [list(a.ints) for a in made.graph.node[1].attribute if a.name == "pads"] == [[0, 0, 0, 0]]
+    draw = np.random.default_rng(0)
+    feeds = {"x": draw.integers(0, 256, (2, 3, 4, 4), np.uint8), "weight": draw.integers(0, 256, (5, 3, 2, 2), np.uint8)}
+    (expected,), (found,) = (ReferenceEvaluator(m).run(None, feeds) for m in (PADS, made))
+    assert np.array_equal(found, expected)
+
+
+def test_neg_and_casts_are_others() -> None:
+    """Without IREE."""
+    assert [node.op_type for node in for_iree(NEG).graph.node] == ["Sub"]
+    assert ReferenceEvaluator(for_iree(NEG)).run(None, {"x": X})[0].tolist() == (-X).tolist()
+    (cast,) = for_iree(CAST).graph.node
+    assert cast.attribute[0].i == T.INT32
+
+
 @needs_iree
 def test_a_strided_slice_of_open_size_is_not_compiled_into_a_product(tmp_path: Path) -> None:
     with pytest.raises(WageubnError, match="target iree: iree_compile: .*stack allocation size overflows"):
