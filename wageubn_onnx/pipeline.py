@@ -17,6 +17,7 @@ from wageubn_onnx.artifacts.manifest import describe
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import INTEGER_STAGES, Model, Tensor, next_states, to_proto
+from wageubn_onnx.operators import POOLS
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing import folded, formats, forward, freeze, head
 from wageubn_onnx.passes.lower import fold, health, integers
@@ -175,7 +176,7 @@ def places(source: Model) -> tuple[str, str, list[str]]:
         return [source.tag(node.outputs[0]).layer for node in source.graph.nodes if node.op in ops]
 
     weighty = layers("Conv", "Gemm") or [""]
-    return weighty[0], weighty[-1], layers("MaxPool", "AveragePool", "GlobalAveragePool")
+    return weighty[0], weighty[-1], layers(*POOLS)
 
 
 def _written(model: Model, outputs: dict[str, Tensor]) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ magnitudes count.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.dryrun import evaluator
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.operators import Table
 
 Array = np.ndarray[Any, Any]
 SPREAD = 6.0  # deviations that an activation format covers
@@ -40,7 +42,7 @@ def estimate(forward: Model, pixel_range: Array) -> dict[str, Moments]:
     for node in forward.graph.nodes:
         inputs = [found[i.name] for i in node.inputs if i.name in found]
         parameters = [_number(forward, i) for i in node.inputs if i.name not in found]
-        estimate_of = _affine if is_affine(forward, node) else _ESTIMATES[node.op]
+        estimate_of = _affine if is_affine(forward, node) else ESTIMATES.of(node.op, f"node {node.name!r}")
         found[node.outputs[0].name] = estimate_of(inputs, parameters)
     for node in forward.graph.nodes:  # a convolution's own statistics are better known by the BN that reads it
         if node.op == "BatchNormalization" and not is_affine(forward, node):
@@ -156,18 +158,22 @@ def _same(inputs: list[Moments], parameters: list[Array]) -> Moments:
     return inputs[0]
 
 
-_ESTIMATES = {
-    "Conv": _product,
-    "Gemm": _product,
-    "BatchNormalization": _batch_norm,
-    "Relu": _relu,
-    "Add": _add,
-    "MaxPool": _same,
-    "AveragePool": _same,
-    "GlobalAveragePool": _same,
-    "Pad": _pad,
-    "Flatten": _same,
-}
+Estimate = Callable[[list[Moments], list[Array]], Moments]
+
+
+ESTIMATES = Table[Estimate](
+    "estimate of its range",
+    Conv=_product,
+    Gemm=_product,
+    BatchNormalization=_batch_norm,
+    Relu=_relu,
+    Add=_add,
+    MaxPool=_same,
+    AveragePool=_same,
+    GlobalAveragePool=_same,
+    Pad=_pad,
+    Flatten=_same,
+)
 
 
 def exponent_for(reach: float, bits: int) -> int:

@@ -10,25 +10,11 @@ import onnx.inliner
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.operators import OPERATORS
 
 T = onnx.TensorProto
 INTEGERS = frozenset({T.INT8, T.UINT8, T.INT16, T.INT32, T.INT64, T.UINT16, T.UINT32, T.UINT64})
 
-FORWARD_OPS = frozenset(
-    [
-        "Conv",
-        "BatchNormalization",
-        "Relu",
-        "Add",
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "Flatten",
-        "Gemm",
-        "Identity",
-        "Pad",
-    ]
-)
 COMMON_OPS = frozenset(
     [
         "Add",
@@ -76,7 +62,7 @@ class Contract:
 FLOAT_TYPES = frozenset({T.FLOAT, T.INT64, T.INT32, T.BOOL})
 
 CONTRACTS: dict[str, Contract] = {
-    "forward": Contract(FORWARD_OPS, frozenset({T.FLOAT, T.INT64}), composites=False, quantizers=False),
+    "forward": Contract(frozenset(OPERATORS), frozenset({T.FLOAT, T.INT64}), composites=False, quantizers=False),
     "fp_training": Contract(TRAINING_OPS, FLOAT_TYPES, composites=True, quantizers=False),
     "quant_training": Contract(TRAINING_OPS, FLOAT_TYPES, composites=True, quantizers=True),
     "int_training": Contract(INTEGER_OPS, INTEGERS | {T.BOOL}, composites=True, quantizers=True),

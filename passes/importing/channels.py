@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from wageubn_onnx.operators import ACTIVATIONS
 from wageubn_onnx.passes.importing.surgery import Array, Rewrite, absorb, maker, redirect, set_operand, values
 from wageubn_onnx.passes.importing.windows import padding
 
@@ -246,5 +247,5 @@ CHANNELS: dict[str, tuple[Rewrite, ...]] = {
     "Conv": (_into_convolution,),
     **dict.fromkeys(["Mul", "Div", "Add", "Sub"], (_behind(0, 1),)),
     "BatchNormalization": (_behind(1, 2, 3, 4),),
-    **dict.fromkeys(["Relu", "Pad", "MaxPool", "AveragePool"], (_behind(),)),
+    **dict.fromkeys([*ACTIVATIONS, "Pad", "MaxPool", "AveragePool"], (_behind(),)),
 }

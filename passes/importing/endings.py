@@ -8,13 +8,13 @@ import onnx_graphsurgeon as gs
 
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.operators import ACTIVATIONS, POOLS
 from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.refusals import keep_only
 from wageubn_onnx.passes.importing.surgery import at, bypass, insert, maker
 
 HEAD = "--num-classes 10 for a new, untrained head of that many classes"
 TWO = "pass --num-classes 2 for a new, untrained head of two classes"
-POOLS = ("Flatten", "GlobalAveragePool", "AveragePool", "MaxPool")
 
 
 def drop_answers(graph: gs.Graph, config: Config) -> None:
@@ -118,7 +118,7 @@ def _is_classified(output: gs.Tensor) -> bool:
     layer's results is the classifier's own.)
     """
     node = maker(output)
-    while node is not None and node.op in (*POOLS, "Relu"):
+    while node is not None and node.op in (*POOLS, *ACTIVATIONS, "Flatten"):
         node = maker(node.inputs[0])
     if node is not None and node.op == "BatchNormalization" and list(node.outputs[0].shape or [])[2:] == [1, 1]:
         node = maker(node.inputs[0])

@@ -18,6 +18,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.dryrun import evaluator
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.operators import POOLS
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.advice import keeping_batch_norm
 from wageubn_onnx.passes.importing.formats import check_input, normalised
@@ -94,7 +95,7 @@ def _listed(layers: list[str]) -> str:
 
 # -- what was folded ------------------------------------------------------------------------------------------------------
 
-KEEP_ORDER = ("MaxPool", "AveragePool", "GlobalAveragePool", "Pad")  # between a convolution and its BN
+KEEP_ORDER = (*POOLS, "Pad")  # between a convolution and its BN
 
 
 def _folded(g: Model) -> list[gs.Node]:

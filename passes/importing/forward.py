@@ -16,6 +16,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
 from wageubn_onnx.graph import Model, State, Tensor
 from wageubn_onnx.onnxir.infer import window
+from wageubn_onnx.operators import Table
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.importing.affine import FIXED, UNKNOWN
 from wageubn_onnx.passes.importing.contradictions import MOST_MAGNITUDE
@@ -80,7 +81,7 @@ class _Forward:
             self.values[image.name] = model.named["images"]
             for node in self.source.nodes:
                 with model.context(layer=layer_name(node), source=",".join(origins(node)), path="A"):
-                    self.values[node.outputs[0].name] = self._sized(BUILDERS[node.op](self, node), node)
+                    self.values[node.outputs[0].name] = self._sized(BUILDERS.of(node.op, at(node))(self, node), node)
         logits = self.values[self.source.outputs[0].name]
         model.named["logits"] = logits
         model.notes["classes"] = int(logits.shape[1])
@@ -218,18 +219,19 @@ class _Forward:
         return self.model.op("Gemm", x, w, *bias, name="gemm", role="C", transB=1)
 
 
-BUILDERS: dict[str, Callable[[_Forward, gs.Node], Tensor]] = {
-    "Conv": _Forward.conv,
-    "BatchNormalization": _Forward.batch_norm,
-    "Relu": _Forward.relu,
-    "Add": _Forward.add,
-    "MaxPool": _Forward.max_pool,
-    "AveragePool": _Forward.average_pool,
-    "GlobalAveragePool": _Forward.global_average_pool,
-    "Pad": _Forward.pad,
-    "Flatten": _Forward.flatten,
-    "Gemm": _Forward.gemm,
-}
+BUILDERS = Table[Callable[[_Forward, gs.Node], Tensor]](
+    "builder",
+    Conv=_Forward.conv,
+    BatchNormalization=_Forward.batch_norm,
+    Relu=_Forward.relu,
+    Add=_Forward.add,
+    MaxPool=_Forward.max_pool,
+    AveragePool=_Forward.average_pool,
+    GlobalAveragePool=_Forward.global_average_pool,
+    Pad=_Forward.pad,
+    Flatten=_Forward.flatten,
+    Gemm=_Forward.gemm,
+)
 
 
 def layer_name(node: gs.Node) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.errors import UnsupportedOperator, WageubnError
+from wageubn_onnx.operators import ELEMENTWISE, OPERATORS
 from wageubn_onnx.passes.importing.heads import RESHAPES
 from wageubn_onnx.passes.importing.shapes import is_nhwc
 from wageubn_onnx.passes.importing.surgery import Array, at, bypass, set_operand, values
@@ -165,9 +166,8 @@ def _expand(node: gs.Node, order: Order) -> Order:
     return order
 
 
-IN_OUR_ORDER = frozenset(["Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
 CARRIERS: dict[str, Callable[[gs.Node, Order], Order | None]] = {
-    **dict.fromkeys(["Relu", "Clip", "Add", "Sub", "Mul", "Div", "Sum", "Max", "Min"], _elementwise),
+    **dict.fromkeys([*ELEMENTWISE, "Clip", "Sub", "Mul", "Div", "Sum", "Max", "Min"], _elementwise),
     **dict.fromkeys(["ReduceMean", "ReduceMax"], _reduce),
     **dict.fromkeys(RESHAPES, _flatten),
     "Gather": _gather,
@@ -178,6 +178,7 @@ CARRIERS: dict[str, Callable[[gs.Node, Order], Order | None]] = {
     "Slice": _slice,
     "Concat": _concat,
 }
+IN_OUR_ORDER = (OPERATORS.keys() - CARRIERS.keys()) | {"GlobalMaxPool"}
 
 
 def _set_integers(node: gs.Node, position: int, numbers: Sequence[Any] | Array) -> None:

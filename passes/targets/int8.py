@@ -18,13 +18,13 @@ from onnx import helper
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import node_tag
+from wageubn_onnx.operators import MOVES, OPERATORS, POOLS
 
 Array = np.ndarray[Any, Any]
 GREATEST = 127
 DEVIATIONS = 6  # of a BN's output that its grid holds, as Q_A's
 BIAS = 2.0**22  # mantissas of biases stay below: a channel with weights of next to nothing gets a coarser grid
 EXACT = 2**24  # float32 holds every integer up to here
-SHAPING = ("MaxPool", "Pad", "Flatten", "Identity")  # give elements of their input, or zeros
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Layer:
     @property
     def inputs(self) -> list[str]:
         """The activations that it reads."""
-        return list(self.node.input[: 2 if self.op == "Add" else 1])
+        return list(self.node.input[: OPERATORS[self.op].operands])
 
     @property
     def output(self) -> str:
@@ -105,11 +105,11 @@ def quantize(forward: onnx.ModelProto, parameters: Mapping[str, Array], quantize
     network.exponents[network.images.name] = -grids["input", "I"]
     for layer in network.layers:
         following = readers.get(layer.output, [])
-        is_fused = [reader.op for reader in following] == ["Relu"] and layer.op not in SHAPING
+        is_fused = [reader.op for reader in following] == ["Relu"] and layer.op not in MOVES
         if is_fused:
             network.fused.add(layer.output)
         network.exponents[layer.output] = _exponent(following[0] if is_fused else layer, network, grids)
-        if layer.op == "Relu" or ("Pool" in layer.op or layer.op in SHAPING) and layer.inputs[0] in network.unsigned:
+        if layer.op == "Relu" or layer.op in (*POOLS, *MOVES) and layer.inputs[0] in network.unsigned:
             network.unsigned.add(layer.output)
         if layer.weight is not None:
             _quantize_product(layer, network)
@@ -154,7 +154,7 @@ def _with_batch_norm(node: onnx.NodeProto, operands: list[Array], made: dict[str
 
 def _exponent(layer: Layer, network: Int8Network, grids: Mapping[tuple[str, str], int]) -> int:
     """That of the int8 grid of a layer's output."""
-    if layer.op in SHAPING:
+    if layer.op in MOVES:
         return network.exponents[layer.inputs[0]]
     for role in ("A", "S"):
         if (layer.name, role) in grids:

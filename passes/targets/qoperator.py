@@ -8,6 +8,7 @@ is the saturation of what comes before it at the zero point 0, and a Clip to 127
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx
 from wageubn_onnx.graph import PREFIX, node_tag
 from wageubn_onnx.onnxir.nodes import Nodes, attributes, retyped
 from wageubn_onnx.onnxir.view import View
+from wageubn_onnx.operators import Table
 from wageubn_onnx.passes.targets.image import ImageQuantizer
 from wageubn_onnx.passes.targets.int8 import GREATEST, Array, Int8Network, Layer
 from wageubn_onnx.proofs.targets import MICROSOFT
@@ -42,7 +44,7 @@ class _QOperator:
         network, nodes = self.network, self.nodes
         self.image(image)
         for layer in network.layers:
-            RULES[layer.op](self, layer)
+            RULES.of(layer.op, f"layer {layer.name!r}")(self, layer)
         logits = network.logits
         if network.layers[-1].op != "Gemm":  # an average may end the network
             self.rename_output(network.layers[-1], logits.name)
@@ -186,13 +188,14 @@ class _QOperator:
         self.nodes.add("Sub", [wide, self.nodes.constant("logits.zero", zero, np.int32)], logits, last.node, "/centred")
 
 
-RULES = {
-    "Conv": _QOperator.conv,
-    "Gemm": _QOperator.gemm,
-    "Add": _QOperator.add,
-    "Relu": _QOperator.relu,
-    "AveragePool": _QOperator.average,
-    "GlobalAveragePool": _QOperator.average,
-    "Pad": _QOperator.pad,
-    **dict.fromkeys(["MaxPool", "Flatten", "Identity"], _QOperator.move),
-}
+RULES = Table[Callable[[_QOperator, Layer], None]](
+    "QOperator form",
+    Conv=_QOperator.conv,
+    Gemm=_QOperator.gemm,
+    Add=_QOperator.add,
+    Relu=_QOperator.relu,
+    AveragePool=_QOperator.average,
+    GlobalAveragePool=_QOperator.average,
+    Pad=_QOperator.pad,
+    **dict.fromkeys(["MaxPool", "Flatten"], _QOperator.move),
+)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from wageubn_onnx.autodiff.rules import RULES, Pullback, batch_norm_frozen
-from wageubn_onnx.errors import UnsupportedOperator
 from wageubn_onnx.graph import Model, Tag, Tensor
 
 
@@ -30,12 +29,11 @@ def replay(forward: Model, target: Model, bound: dict[str, Tensor], training: bo
     """
     tape: list[Step] = []
     for node in forward.graph.nodes:
-        if node.op not in RULES:
-            raise UnsupportedOperator(f"node {node.name!r}: no gradient rule for operator {node.op}")
+        gradient_rule = RULES.of(node.op, f"node {node.name!r}")
         operands = [bound.get(i.name, i) for i in node.inputs]  # a constant stays what it is
         tag = forward.tag(node.outputs[0])
         with target.beside(tag):
-            rule = batch_norm_frozen if _is_frozen(forward, node, training) else RULES[node.op]
+            rule = batch_norm_frozen if _is_frozen(forward, node, training) else gradient_rule
             result, pullback = rule(target, node.attrs, operands)
         tape.append(Step(tag, result, operands, pullback))
         bound[node.outputs[0].name] = result

@@ -18,6 +18,7 @@ import numpy as np
 from wageubn_onnx import composites
 from wageubn_onnx.geometry import Window, scatter_taps, tap_slices
 from wageubn_onnx.graph import Model, Tensor
+from wageubn_onnx.operators import Table
 
 Pullback = Callable[[Tensor], list[Tensor | None]]
 Rule = Callable[[Model, dict[str, Any], list[Tensor]], tuple[Tensor, Pullback]]
@@ -349,15 +350,16 @@ def flatten(g: Model, attrs: dict[str, Any], operands: list[Tensor]) -> tuple[Te
     return y, lambda dy: [g.op("Reshape", dy, g.ints(*x.shape), name="unflatten")]
 
 
-RULES: dict[str, Rule] = {
-    "Conv": conv,
-    "Gemm": gemm,
-    "BatchNormalization": batch_norm,
-    "Relu": relu,
-    "Add": add,
-    "MaxPool": max_pool,
-    "AveragePool": average_pool,
-    "GlobalAveragePool": global_average_pool,
-    "Pad": pad,
-    "Flatten": flatten,
-}
+RULES = Table[Rule](
+    "gradient rule",
+    Conv=conv,
+    Gemm=gemm,
+    BatchNormalization=batch_norm,
+    Relu=relu,
+    Add=add,
+    MaxPool=max_pool,
+    AveragePool=average_pool,
+    GlobalAveragePool=global_average_pool,
+    Pad=pad,
+    Flatten=flatten,
+)

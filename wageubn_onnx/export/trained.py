@@ -9,11 +9,18 @@ from onnx import numpy_helper
 from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.export.base import Array, Bundle
 from wageubn_onnx.graph import load_model
+from wageubn_onnx.operators import refuse_others
 
 
 def forward_of(bundle: Bundle) -> onnx.ModelProto:
-    """`forward.onnx` of the artifact folder, with the parameters that the conversion started from."""
-    return load_model(ArtifactFolder(bundle.folder).model("fp_eval"))
+    """`forward.onnx` of the artifact folder, with the parameters that the conversion started from.
+
+    Raises WageubnError where it is none.
+    """
+    file = ArtifactFolder(bundle.folder).model("fp_eval")
+    model = load_model(file)
+    refuse_others(model, str(file))
+    return model
 
 
 def parameters(bundle: Bundle, forward: onnx.ModelProto) -> dict[str, Array]:

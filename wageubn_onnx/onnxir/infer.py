@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.operators import ACTIVATIONS
 
 Dim = int | str
 
@@ -201,7 +202,7 @@ def _int32(rule: Callable[..., TensorType]) -> Callable[[Inputs, Attrs], TensorT
 
 TABLE: dict[str, Callable[[Inputs, Attrs], TensorType]] = {
     **dict.fromkeys(["Add", "Sub", "Mul", "Div", "Max", "Min", "Mod", "BitwiseAnd", "BitwiseXor", "And", "Or"], _elementwise),
-    **dict.fromkeys(["Relu", "Sqrt", "Exp", "Log", "Neg", "Abs", "Not", "Identity", "Sign"], _same),
+    **dict.fromkeys([*ACTIVATIONS, "Sqrt", "Exp", "Log", "Neg", "Abs", "Not", "Identity", "Sign"], _same),
     **dict.fromkeys(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"], _compare),
     **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax"], _reduce),
     **dict.fromkeys(["MaxPool", "AveragePool"], _pool),

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.operators import Table, refuse_others
 
 Attributes = dict[str, Any]
 Rule = Callable[[list[Tensor], Attributes], Tensor]
@@ -29,10 +30,9 @@ class TorchStep:
     def __init__(self, folder: ArtifactFolder, lr: float = 0.003) -> None:
         """Read the models of ``folder``; raises WageubnError for an operator that forward models do not have."""
         model = folder.model("fp_eval")
-        graph = onnx.load(model).graph
-        for node in graph.node:
-            if node.op_type not in RULES:
-                raise WageubnError(f"{model}: node {node.name}: {node.op_type} is no operator of a forward model")
+        proto = onnx.load(model)
+        refuse_others(proto, str(model))
+        graph = proto.graph
         frozen = set(folder.manifest.get("frozen", {}))
         self._nodes = [(node, _attributes(node) | {"frozen": frozen.issuperset(node.input[3:])}) for node in graph.node]
         statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
@@ -52,7 +52,8 @@ class TorchStep:
     @property
     def state_bytes(self) -> int:
         """Bytes of parameters, momentum and running statistics."""
-        return sum(value.nbytes * (2 if value.requires_grad else 1) for value in self._values.values())
+        parameters = [value for value in self._values.values() if value.is_floating_point()]
+        return sum(value.nbytes * (2 if value.requires_grad else 1) for value in parameters)
 
     def step(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> float:
         """Train on one batch, uint8 [N, C, H, W] and integers [N], and return its loss."""
@@ -75,7 +76,7 @@ def _parameter(tensor: onnx.TensorProto, trained: bool) -> Tensor:
     value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     if value.ndim == 4:
         value = value.to(memory_format=torch.channels_last)
-    return value.requires_grad_(trained)
+    return value.requires_grad_(trained and value.is_floating_point())
 
 
 def _shape(values: Iterable[onnx.ValueInfoProto], name: str) -> list[int]:
@@ -86,8 +87,8 @@ def _attributes(node: NodeProto) -> Attributes:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _pad(x: Tensor, attributes: Attributes, value: float) -> Tensor:
-    """Pad H and W by ONNX's [top, left, bottom, right]."""
+def _padded(x: Tensor, attributes: Attributes, value: float) -> Tensor:
+    """``x`` with H and W padded by ONNX's [top, left, bottom, right]."""
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     return functional.pad(x, (left, right, top, bottom), value=value) if any((top, left, bottom, right)) else x
 
@@ -101,7 +102,7 @@ def _symmetric(attributes: Attributes) -> list[int] | None:
 def _convolution(inputs: list[Tensor], a: Attributes) -> Tensor:
     x, weight, *bias = inputs
     padding = _symmetric(a)
-    x = x if padding is not None else _pad(x, a, 0.0)
+    x = x if padding is not None else _padded(x, a, 0.0)
     stride, dilation = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
     return functional.conv2d(x, weight, bias[0] if bias else None, stride, padding or [0, 0], dilation, a.get("group", 1))
 
@@ -114,16 +115,23 @@ def _batch_normalization(inputs: list[Tensor], a: Attributes) -> Tensor:
 
 
 def _max_pool(inputs: list[Tensor], a: Attributes) -> Tensor:
-    x = _pad(inputs[0], a, -torch.inf)
-    return functional.max_pool2d(x, a["kernel_shape"], a.get("strides", [1, 1]), ceil_mode=bool(a.get("ceil_mode", 0)))
+    x = _padded(inputs[0], a, -torch.inf)
+    return functional.max_pool2d(x, a["kernel_shape"], a.get("strides", [1, 1]))
 
 
 def _average_pool(inputs: list[Tensor], a: Attributes) -> Tensor:
-    padding = _symmetric(a)
-    if padding is None:
-        raise WageubnError("AveragePool with unequal pads has no PyTorch counterpart; benchmark without PyTorch")
-    ceil, count = bool(a.get("ceil_mode", 0)), bool(a.get("count_include_pad", 0))
-    return functional.avg_pool2d(inputs[0], a["kernel_shape"], a.get("strides", [1, 1]), padding, ceil, count)
+    (x,), padding, kernel = inputs, _symmetric(a), a["kernel_shape"]
+    window, all_count = (kernel, a.get("strides", [1, 1])), bool(a.get("count_include_pad", 0))
+    if padding is not None and all(2 * pad <= size for pad, size in zip(padding, kernel, strict=True)):  # as PyTorch allows
+        return functional.avg_pool2d(x, *window, padding, count_include_pad=all_count)
+    mean = functional.avg_pool2d(_padded(x, a, 0.0), *window)
+    return mean if all_count else mean / functional.avg_pool2d(_padded(torch.ones_like(x), a, 0.0), *window)
+
+
+def _pad(inputs: list[Tensor], a: Attributes) -> Tensor:
+    """Zeros along each axis; PyTorch wants the last axis first."""
+    x, amounts = inputs[0], inputs[1].reshape(2, -1)
+    return functional.pad(x, amounts.T.flip(0).flatten().tolist())
 
 
 def _gemm(inputs: list[Tensor], a: Attributes) -> Tensor:
@@ -133,14 +141,16 @@ def _gemm(inputs: list[Tensor], a: Attributes) -> Tensor:
     return functional.linear(x, weight, bias[0] if bias else None)
 
 
-RULES: dict[str, Rule] = {
-    "Conv": _convolution,
-    "BatchNormalization": _batch_normalization,
-    "Relu": lambda inputs, a: functional.relu(inputs[0]),
-    "Add": lambda inputs, a: inputs[0] + inputs[1],
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda inputs, a: inputs[0].mean((2, 3), keepdim=True),
-    "Flatten": lambda inputs, a: inputs[0].flatten(1),
-    "Gemm": _gemm,
-}
+RULES = Table[Rule](
+    "rule of PyTorch",
+    Conv=_convolution,
+    BatchNormalization=_batch_normalization,
+    Relu=lambda inputs, a: functional.relu(inputs[0]),
+    Add=lambda inputs, a: inputs[0] + inputs[1],
+    MaxPool=_max_pool,
+    AveragePool=_average_pool,
+    GlobalAveragePool=lambda inputs, a: inputs[0].mean((2, 3), keepdim=True),
+    Pad=_pad,
+    Flatten=lambda inputs, a: inputs[0].flatten(1),
+    Gemm=_gemm,
+)
