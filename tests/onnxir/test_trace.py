@@ -193,7 +193,7 @@ FUNCTIONS = [
     for module in (
         integer,
         floating,
-        *(importlib.import_module(f"{cpu.__name__}.{m.name}") for m in pkgutil.iter_modules(cpu.__path__)),
+        *(importlib.import_module(m.name) for m in pkgutil.walk_packages(cpu.__path__, f"{cpu.__name__}.")),
     )
     for found in vars(module).values()
     for made in (found.values() if isinstance(found, dict) else [found])
