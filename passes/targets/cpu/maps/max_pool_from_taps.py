@@ -71,7 +71,7 @@ def _gradient(g: Model, of: list[Tensor], window: Window, size: Sequence[int], d
 
 PASS = Form(
     "max-pool-from-taps",
-    "max pooling as the maximum of the slices that its gradient compares",
+    "max pooling tap by tap, with the choice that its gradient needs",
     pools_from_taps,
     needs=(Kernel.UNSIGNED,),
 )

@@ -1,5 +1,10 @@
 """Kernels turned around for the error of the input, tap by tap: onnxruntime reverses rows and columns element by element, and
-swaps channels in pieces of a kernel's few bytes. With its taps first a kernel is reversed, swapped and cut by whole rows."""
+swaps channels in pieces of a kernel's few bytes. With its taps first a kernel is reversed, swapped and cut by whole rows.
+
+before: kernel, ... = FlipKernel(w)
+after:  rows = Reshape(Transpose(w))                    [taps, I * O], a row a tap
+        kernel = Reshape(Transpose(Gather(rows, taps of the phase, backward)))    [I, O, *taps], once a phase
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,12 @@
 With one zero behind each row and one row of zeros behind each image, as many as a window looks beyond them, a map is one line
 of numbers a channel, and what a tap sees is that line, shifted. So the columns are one Concat of lines and of zeros between
 them: K numbers a column, of which those are no position of the error where its own line has zeros, too.
+
+before: dw = ConvWeightGradient(x, dy)
+after:  line = Reshape(Transpose(Pad(x)))                    [I, positions], zeros behind rows and images
+        columns = Reshape(Concat(line, zeros, line, ...))    [I * taps, K], each line shifted by its tap
+        errors = Reshape(Transpose(Pad(dy)))                 [K, O], the same positions
+        dw = Reshape(Transpose(MatMulInteger(columns, errors)))
 """
 
 from __future__ import annotations

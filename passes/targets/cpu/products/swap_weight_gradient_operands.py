@@ -2,6 +2,11 @@
 
 The canonical product gives [I, O] of maps [I, P] and errors [P, O], P places: it wants the maps with their channels first, and
 its result turned. The product of errors [O, P] and maps [P, I] wants the errors so, and gives [O, I] as it is to be.
+
+before: dw = ConvWeightGradient(x, dy), of a 1x1 kernel, or GemmWeightGradient(x, dy)
+after:  errors = Reshape(Transpose(dy))     [O, P]
+        maps = Reshape(Transpose(x))        [P, I]
+        dw = Reshape(MatMulInteger(errors, maps))
 """
 
 from __future__ import annotations
