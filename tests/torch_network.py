@@ -11,28 +11,33 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from onnx import helper, numpy_helper
 
+from wageubn_onnx.runtime.torch_step import RULES
+
 STATISTICS = ("running_mean", "running_var")
 
 
 class TorchNetwork:
     """parameters: by initializer name, to be differentiated; statistics: running means and variances, which training advances.
 
-    Only the operators of the `forward` stage; the statistics advance as ONNX defines it, with the biased variance.
+    Operators are what the benchmark takes them for, which tests/autodiff holds to PyTorch; the statistics advance as ONNX
+    defines it, with the biased variance.
     """
 
     def __init__(self, model: onnx.ModelProto, dtype: torch.dtype = torch.float32) -> None:
         self.nodes = list(model.graph.node)
         self.output = model.graph.output[0].name
         names = {name for node in self.nodes if node.op_type == "BatchNormalization" for name in node.input[3:5]}
-        values = {t.name: torch.tensor(numpy_helper.to_array(t).copy(), dtype=dtype) for t in model.graph.initializer}
-        self.dtype = dtype
+        values = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in model.graph.initializer}
+        constants = {k: v for k, v in values.items() if not v.is_floating_point()}
+        values = {k: v.to(dtype) for k, v in values.items() if k not in constants}
+        self.dtype, self.constants = dtype, constants
         self.statistics = {k: v for k, v in values.items() if k in names}
         self.parameters = {k: v.requires_grad_() for k, v in values.items() if k not in names}
         self.weights = [n.input[1] for n in self.nodes if n.op_type in ("Conv", "Gemm")]  # what weight decay covers
 
     def logits(self, images: Any, training: bool, masks: Sequence[Any] | None = None) -> torch.Tensor:
         """masks: where each ReLU in turn lets through, in place of the sign of what this network computes."""
-        values = {"images": torch.as_tensor(images, dtype=self.dtype), **self.parameters, **self.statistics}
+        values = {"images": torch.as_tensor(images, dtype=self.dtype), **self.parameters, **self.statistics, **self.constants}
         given = None if masks is None else iter(masks)
         for node in self.nodes:
             attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -42,7 +47,7 @@ class TorchNetwork:
             elif node.op_type == "Relu" and given is not None:
                 result = x * torch.tensor(next(given), dtype=self.dtype)
             else:
-                result = OPERATORS[node.op_type](attrs, x, *rest)
+                result = RULES[node.op_type]([x, *rest], attrs)
             values[node.output[0]] = result
         return values[self.output]
 
@@ -63,29 +68,3 @@ class TorchNetwork:
         loss = F.cross_entropy(self.logits(images, True, masks), torch.as_tensor(labels, dtype=torch.int64))
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return loss.item(), {k: g.numpy() for k, g in zip(self.parameters, gradients, strict=True)}
-
-
-def _padded(attrs: Any, x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
-    top, left, bottom, right = attrs["pads"]
-    return F.pad(x, (left, right, top, bottom), value=value)
-
-
-def _average_pool(attrs: Any, x: torch.Tensor) -> torch.Tensor:
-    kernel, strides = attrs["kernel_shape"], attrs["strides"]
-    total = F.avg_pool2d(_padded(attrs, x), kernel, strides)
-    if attrs["count_include_pad"]:
-        return total
-    return total / F.avg_pool2d(_padded(attrs, torch.ones_like(x)), kernel, strides)
-
-
-OPERATORS = {
-    "Conv": lambda a, x, w, *b: F.conv2d(_padded(a, x), w, *b, stride=a["strides"], dilation=a["dilations"], groups=a["group"]),
-    "Gemm": lambda a, x, w, *b: F.linear(x, w, *b),
-    "Relu": lambda a, x: torch.relu(x),
-    "Add": lambda a, x, y: x + y,
-    "MaxPool": lambda a, x: F.max_pool2d(_padded(a, x, -torch.inf), a["kernel_shape"], a["strides"]),
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda a, x: x.mean((2, 3), keepdim=True),
-    "Flatten": lambda a, x: x.flatten(1),
-    "Identity": lambda a, x: x,
-}

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from networks import BATCH, MEAN, STD, grouped, images, labels, relative, run_ort, tiny, to_float
-from torch_network import OPERATORS, TorchNetwork
+from torch_network import RULES, TorchNetwork
 from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.autodiff.reverse import backward, replay
 from wageubn_onnx.config import Config
@@ -63,14 +63,15 @@ def assert_masks(artifacts: Artifacts, x: Any, y: Any) -> None:
     given = iter(masks)
     wrong: list[float] = []
 
-    def relu(attrs: Any, value: torch.Tensor) -> torch.Tensor:
+    def relu(inputs: list[torch.Tensor], attrs: Any) -> torch.Tensor:
+        (value,) = inputs
         mask = torch.tensor(next(given))
         wrong.extend((value[mask != (value > 0)].abs() / value.std()).tolist())
         return value * mask
 
     network = TorchNetwork(artifacts.files["forward"], torch.float64)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(OPERATORS, "Relu", relu)
+        patch.setitem(RULES, "Relu", relu)
         network.logits(x, True)
     total = sum(mask.size for mask in masks)
     assert total > 1000

@@ -19,7 +19,11 @@ import torch.nn.functional as F  # noqa: N812
 from float64 import float64_copy, reference_evaluator, run_reference
 from networks import Array, relative, run_ort
 from wageubn_onnx.autodiff.rules import RULES, batch_norm_frozen
+from wageubn_onnx.composites import kind_of
 from wageubn_onnx.graph import Model, to_proto
+from wageubn_onnx.passes.lower import integers
+from wageubn_onnx.runtime import torch_step
+from wageubn_onnx.stages import TRAINING_OPS
 
 FROZEN = "BatchNormalization, frozen"
 TESTED = RULES | {FROZEN: batch_norm_frozen}
@@ -271,6 +275,29 @@ def test_gradients_are_those_of_pytorch(op: str, case: Case, seed: int) -> None:
     assert relative(found["y"], y.detach().numpy()) < 1e-5
     for i, gradient in enumerate(expected):
         assert relative(found[f"gradient{i}"], gradient.numpy()) < 1e-4, f"operand {i}"
+
+
+@pytest.mark.parametrize(("op", "case"), EACH)
+def test_the_step_of_pytorch_computes_the_same(op: str, case: Case) -> None:
+    """That of the benchmark."""
+    random = np.random.default_rng(1)
+    operands = [
+        torch.tensor(np.asarray(case.values(random, i, shape)), dtype=torch.float64) for i, shape in enumerate(case.shapes)
+    ]
+    expected = case.torch(*operands)
+    constants = [torch.tensor(values) for values in case.constants]
+    found = torch_step.RULES[op.split(",")[0]](operands + constants, case.attrs | {"frozen": op == FROZEN})
+    assert relative(found.numpy(), expected.numpy()) < 1e-12
+
+
+@pytest.mark.parametrize(("op", "case"), EACH)
+def test_the_stages_know_what_a_rule_emits(op: str, case: Case) -> None:
+    """Its nodes, outside composites and in them, are legal in a training stage and have an integer form."""
+    model = differentiated(op, case)
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node if node.op_type != "Constant"]
+    plain, composite = ({node.op_type for node in nodes if bool(node.domain) == called} for called in (False, True))
+    assert plain <= TRAINING_OPS and plain <= integers.RULES.keys()
+    assert {kind_of(name) for name in composite} <= integers.RULES.keys()
 
 
 def used(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:

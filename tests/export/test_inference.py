@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from networks import BATCH, MEAN, STD, TOPOLOGIES, images, labels, relative, run_ort, to_float
 from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.artifacts.contents import seal
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
@@ -100,6 +101,18 @@ def test_all_forms_and_evaluators_give_the_same_bits(topology: str, tmp_path: Pa
             assert np.array_equal(made[form].logits(pixels, optimize=optimize), expected), (form, optimize)
     assert audit_model(made["qoperator"].model).findings == []
     require_tensorrt(made["qdq"].model, "model.onnx")
+
+
+@pytest.mark.parametrize("target", ["inference", "fp32"])
+def test_a_forward_of_other_operators_is_refused(target: str, tiny_artifacts: Artifacts, tmp_path: Path) -> None:
+    tiny_artifacts.save(tmp_path / "net")
+    forward = onnx.load(tmp_path / "net" / "forward.onnx")
+    next(node for node in forward.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
+    onnx.save(forward, tmp_path / "net" / "forward.onnx")
+    seal(tmp_path / "net", json.loads((tmp_path / "net" / "manifest.json").read_text()))
+    with pytest.raises(WageubnError, match=r"forward.onnx: node '.*relu': Sigmoid is no operator of a forward model"):
+        export(tmp_path / "net", target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", [{"train_last": 2}, {"bn": "frozen"}, {"num_classes": 7}])

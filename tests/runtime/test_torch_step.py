@@ -21,13 +21,13 @@ pytest.importorskip("torch")
 FORWARD = """
 <ir_version: 10, opset_import: ["" : 21]>
 forward (float[n,3,8,8] images, float[6,3,3,3] w1, float[6] b1, float[6] gamma, float[6] beta,
-         float[6] mean, float[6] var, float[6,3,3,3] w2, float[4,6] w3, float[4] b3) => (float[n,4] logits) {
+         float[6] mean, float[6] var, float[6,3,3,3] w2, float[4,6] w3, float[4] b3) => (float[n,4] logits)
+<int64[8] around = {0, 0, 2, 0, 0, 0, 1, 0}> {
   c1 = Conv<pads=[0,1,2,1], strides=[1,1]>(images, w1, b1)
   n1 = BatchNormalization<epsilon=0.001, momentum=0.8>(c1, gamma, beta, mean, var)
   r1 = Relu(n1)
   c2 = Conv<pads=[1,1,1,1], group=2>(r1, w2)
   a1 = Add(r1, c2)
-  around = Constant<value = int64[8] {0, 1, 2, 0, 0, 0, 1, 0}> ()
   z1 = Pad(a1, around)
   p1 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(z1)
   p2 = AveragePool<kernel_shape=[2,2], strides=[1,1], pads=[1,1,1,1]>(p1)
