@@ -23,11 +23,11 @@ from wageubn_onnx.profiles import NAMES, load_profile
 from wageubn_onnx.terminal import Terminal, print_table, printable, say, shortened
 
 if TYPE_CHECKING:
+    from benchmarks.convert import ConvertResult
+    from benchmarks.experiments import Experiment
+    from wageubn_onnx.bench.step import BenchResult
     from wageubn_onnx.export.verify import Row
     from wageubn_onnx.proofs.ranges import Proof
-    from wageubn_onnx.runtime.bench import BenchResult
-    from wageubn_onnx.runtime.bench_convert import ConvertResult
-    from wageubn_onnx.runtime.experiments import Experiment
     from wageubn_onnx.runtime.session import Session
 
 BAD_INPUT, FAULT = 2, 3
@@ -664,7 +664,7 @@ def bench_step(
     folder: Path, rounds: int, steps: int, threads: int, torch: bool | None, training_python: Path | None, as_json: bool
 ) -> None:
     """Time DIR's integer step beside its FP32 step and PyTorch, in turns, each in its own process."""
-    from wageubn_onnx.runtime.bench import bench_step as run
+    from wageubn_onnx.bench.step import bench_step as run
 
     with _working("timing"):
         result = run(folder, rounds, steps, threads, torch, training_python)
@@ -681,7 +681,7 @@ def bench_step(
 @json_option
 def bench_ops(folder: Path, threads: int, steps: int, as_json: bool) -> None:
     """Where the time of DIR's integer step goes, by kind of operator."""
-    from wageubn_onnx.runtime.bench_ops import by_operator
+    from wageubn_onnx.bench.ops import by_operator
 
     with _working("timing"):
         shares = by_operator(folder, threads, steps)
@@ -725,7 +725,7 @@ def bench_convert(models: tuple[Path, ...], rounds: int, batch: int, training_py
 
     Without MODEL it takes ResNet-18, 50 and 152 of a checkout's models/resnet.py, untrained.
     """
-    from wageubn_onnx.runtime.bench_convert import bench_convert as run
+    from benchmarks.convert import bench_convert as run
 
     with _working("converting"):
         results = run(models, rounds, batch, training_python)
@@ -755,8 +755,8 @@ def bench_diff(models: tuple[Path, ...], pythons: tuple[Path, ...], limit: float
     Of the first MODEL: copies with one thing changed. Of each: its training step in float and in integers. Without MODEL it takes
     ResNet-18 and 50 of a checkout's models/resnet.py, untrained.
     """
-    from wageubn_onnx.runtime.bench_diff import bench_diff as run
-    from wageubn_onnx.runtime.bench_diff import markdown, write_report
+    from benchmarks.diff import bench_diff as run
+    from benchmarks.diff import markdown, write_report
 
     with _working("comparing"):
         result = run(models, pythons, limit)
@@ -795,9 +795,9 @@ def bench_accuracy(
 
     Stop it at any time; the same command goes on. --report rewrites the generated part of RESULTS.md.
     """
-    from wageubn_onnx.runtime.accuracy import PHASES, Place, choose_arms, run_experiment
-    from wageubn_onnx.runtime.accuracy_report import write_report
-    from wageubn_onnx.runtime.experiments import EXPERIMENTS, find_experiment
+    from benchmarks.accuracy import PHASES, Place, choose_arms, run_experiment
+    from benchmarks.accuracy_report import write_report
+    from benchmarks.experiments import EXPERIMENTS, find_experiment
 
     chosen = list(EXPERIMENTS.values()) if name is None else [find_experiment(name)]
     if listing:
@@ -816,7 +816,7 @@ def bench_accuracy(
 
 
 def _list_runs(experiments: Sequence[Experiment], results: Path, only: str | None) -> None:
-    from wageubn_onnx.runtime.accuracy import best_run, choose_arms, final_runs, read_records, tuning_runs
+    from benchmarks.accuracy import best_run, choose_arms, final_runs, read_records, tuning_runs
 
     rows = []
     for experiment in experiments:
@@ -845,7 +845,7 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 
     DIR must be converted with --expose-gradients. Both start from their initial states on every batch.
     """
-    from wageubn_onnx.runtime.fidelity import gradient_fidelity, plot_gradients
+    from wageubn_onnx.bench.fidelity import gradient_fidelity, plot_gradients
     from wageubn_onnx.training.data import load_data
 
     with _working("comparing gradients"):
@@ -868,7 +868,7 @@ def bench_gradients(folder: Path, data_path: Path, batches: int, threads: int | 
 @json_option
 def bench_forward(folder: Path, data_path: Path, images: int, threads: int | None, plot: Path | None, as_json: bool) -> None:
     """Compare every layer's output in DIR's integer inference with FP32's; the worst first."""
-    from wageubn_onnx.runtime.fidelity import forward_fidelity, plot_forward
+    from wageubn_onnx.bench.fidelity import forward_fidelity, plot_forward
     from wageubn_onnx.training.data import load_data
 
     with _working("comparing layers"):

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from wageubn_onnx.artifacts.files import load_tensors, save_tensors
+from wageubn_onnx.checkout import ROOT
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.ort_worker import described
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.table import PASSES
-from wageubn_onnx.runtime.checkout import ROOT
 from wageubn_onnx.training.data import Dataset, load_data
 
 STEP, EVAL, STATE, DATA = "step.onnx", "eval.onnx", "state.safetensors", "data.safetensors"
