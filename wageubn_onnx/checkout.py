@@ -12,9 +12,14 @@ from wageubn_onnx.errors import WageubnError
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def has_benchmarks() -> bool:
+    """Whether this package lies in a checkout."""
+    return (ROOT / "benchmarks" / "__init__.py").is_file()
+
+
 def benchmarks(name: str) -> ModuleType:
     """The module benchmarks/``name``.py. Raises WageubnError where the package was installed without it."""
-    if not (ROOT / "benchmarks" / f"{name}.py").is_file():
+    if not has_benchmarks():
         raise WageubnError(f"{ROOT}: no checkout of wageubn-onnx, whose benchmarks/ this needs; pip install -e a checkout")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
