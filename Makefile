@@ -38,12 +38,12 @@ test-releases: $(VENV)/.dev
 
 # The table of docs/performance.md
 bench: $(VENV)/.dev
-	$(BIN)/python models/bench_steps.py build/bench
+	$(BIN)/python -m benchmarks.steps build/bench
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p wageubn_onnx
+	$(BIN)/mypy -p wageubn_onnx -p benchmarks
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

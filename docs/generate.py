@@ -8,8 +8,8 @@ from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.table import PASSES
 from wageubn_onnx.pipeline import STAGES
-from wageubn_onnx.quantizers.symbols import SYMBOLS
 from wageubn_onnx.stages import CONTRACTS
+from wageubn_onnx.symbols import SYMBOLS
 
 CALLS = {
     (False, False): "and no functions.",

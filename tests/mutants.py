@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("passes", "wageubn_onnx", "tests", "models", "examples", "pyproject.toml", "README.md", "docs")
+COPIED = ("passes", "wageubn_onnx", "tests", "models", "benchmarks", "examples", "pyproject.toml", "README.md", "docs")
 OTHER: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn,
     ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.accuracy import final_runs, read_records
+from benchmarks.accuracy_report import updated
+from benchmarks.experiments import EXPERIMENTS
 from wageubn_onnx.cli import cli
-from wageubn_onnx.runtime.accuracy import final_runs, read_records
-from wageubn_onnx.runtime.accuracy_report import updated
-from wageubn_onnx.runtime.experiments import EXPERIMENTS
 from wageubn_onnx.runtime.releases import TRIED, WRONG
 from wageubn_onnx.training.data import save_data
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.experiments import ABLATIONS
 from networks import BATCH, MEAN, STD, TOPOLOGIES, images, labels
 from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.cli import cli
@@ -19,7 +20,6 @@ from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import DOMAIN, node_tag
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import PATHS, load_profile
-from wageubn_onnx.runtime.experiments import ABLATIONS
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, TrainingSession
 
 ARMS = [arm.name.removeprefix("quant:") for arm in ABLATIONS if "-" in arm.name]

@@ -16,15 +16,15 @@ from networks import BATCH, MEAN, STD, images, labels, relative, run_ort, tiny
 from test_bits import Arrays, Twins, feeds
 from torch_network import TorchNetwork
 from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.bench.fidelity import forward_fidelity, gradient_fidelity
+from wageubn_onnx.bench.torch_step import TorchStep
 from wageubn_onnx.config import Config
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.profiles import load_profile
 from wageubn_onnx.proofs.audit import audit_model
 from wageubn_onnx.proofs.interpreter import interpret
-from wageubn_onnx.runtime.fidelity import forward_fidelity, gradient_fidelity
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, TrainingSession
-from wageubn_onnx.runtime.torch_step import TorchStep
 from wageubn_onnx.training.data import Dataset
 
 CASES: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from wageubn_onnx.graph import DOMAIN, node_tag
 from wageubn_onnx.passbase import Pass
 from wageubn_onnx.passes.targets import table
 from wageubn_onnx.pipeline import STAGES, convert
-from wageubn_onnx.quantizers.symbols import SYMBOLS
+from wageubn_onnx.symbols import SYMBOLS
 
 STATES = ("state.safetensors", "quant_state.safetensors", "fp_state.safetensors")
 FILES = {f"{stage.name}.onnx" for stage in STAGES} | {"manifest.json", *STATES}

@@ -16,7 +16,7 @@ from wageubn_onnx.config import Config
 from wageubn_onnx.graph import PREFIX, node_tag
 from wageubn_onnx.pipeline import STAGES, convert
 from wageubn_onnx.profiles import load_profile
-from wageubn_onnx.quantizers.symbols import SYMBOLS, direction
+from wageubn_onnx.symbols import SYMBOLS, direction
 
 PASSES = {step.name for stage in STAGES for step in stage.passes} | {"outputs"}
 OWN = {"loss", "optimizer", "health"}  # layers that the source does not have

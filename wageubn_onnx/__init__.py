@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from wageubn_onnx.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from wageubn_onnx.artifacts.artifacts import Artifacts
     from wageubn_onnx.config import Config
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from wageubn_onnx.proofs.audit import audit
     from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 
-__version__ = "0.1.0"
 __all__ = ["Artifacts", "Config", "FloatSession", "TrainingSession", "WageubnError", "audit", "convert", "diff"]
 
 _HOMES = {

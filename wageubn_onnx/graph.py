@@ -23,12 +23,12 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from wageubn_onnx import __version__
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.external import load_external, refuse_pointer
 from wageubn_onnx.onnxir.infer import TensorType, dtype_for, infer
-from wageubn_onnx.quantizers.symbols import SYMBOLS
 from wageubn_onnx.sound import check_sound
+from wageubn_onnx.symbols import SYMBOLS
+from wageubn_onnx.version import __version__
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # what gs has to say of a graph in the making is nothing for users
 OPSET = 18  # BitwiseAnd needs 18; onnxruntime 1.17 still reads it

@@ -112,7 +112,7 @@ def _place(err: str) -> str:
     """The exception, and the innermost lines of this package that a traceback names."""
     lines = err.splitlines()
     places = [m for line in lines if (m := re.search(r'File ".*/((?:wageubn_onnx|passes)/[^"]+)", line (\d+), in (\S+)', line))]
-    places = [m for m in places if not (m[1] == "wageubn_onnx/cli.py" and m[3] in ("main", "invoke"))]
+    places = [m for m in places if not (m[1] == "wageubn_onnx/cli/group.py" and m[3] in ("main", "invoke"))]
     raised = next(
         (
             m[1]

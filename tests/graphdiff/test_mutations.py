@@ -10,10 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from networks import TOPOLOGIES, tiny
-from wageubn_onnx.artifacts.artifacts import Artifacts
-from wageubn_onnx.graphdiff import ModelDiff, diff
-from wageubn_onnx.runtime.mutations import (
+from benchmarks.mutations import (
     copy,
     renamed,
     reordered,
@@ -21,6 +18,9 @@ from wageubn_onnx.runtime.mutations import (
     with_one_node,
     with_one_weight,
 )
+from networks import TOPOLOGIES, tiny
+from wageubn_onnx.artifacts.artifacts import Artifacts
+from wageubn_onnx.graphdiff import ModelDiff, diff
 
 SEEDS = range(6)
 STAGES = ("forward", "fp_training", "quant_training", "int_training", "quant_eval", "int_eval")

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.convert import built
 from browser import Browser, browser, missing
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
@@ -20,7 +21,6 @@ from wageubn_onnx.graph import PREFIX
 from wageubn_onnx.graphdiff import align, align_folder
 from wageubn_onnx.graphdiff.page import Collector, render
 from wageubn_onnx.pipeline import STAGES, convert
-from wageubn_onnx.runtime.bench_convert import built
 
 FOLDER = Path(__file__).parents[2] / "wageubn_onnx" / "graphdiff" / "page"
 LIGHT, DARK = 200, 60  # of 255: the ground is lighter, or darker

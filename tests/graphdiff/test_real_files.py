@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 import pytest
 
+from benchmarks.convert import built
+from benchmarks.mutations import renamed, reordered
 from wageubn_onnx.config import Config
 from wageubn_onnx.graphdiff import diff
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.bench_convert import built
-from wageubn_onnx.runtime.mutations import renamed, reordered
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.inspect.memory import memory
 from wageubn_onnx.inspect.tensors import Tensors
-from wageubn_onnx.quantizers.symbols import direction
+from wageubn_onnx.symbols import direction
 
 
 @pytest.mark.parametrize(

@@ -230,23 +230,3 @@ def test_fashion_mnist_reads_idx_files(tmp_path):
     file.unlink()
     with pytest.raises(WageubnError, match="install dataset-fashion-mnist"):
         fashion_mnist(tmp_path)
-
-
-def test_an_exported_step_is_timed_beside_pytorch(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    onnx.save(build(NETWORKS["basic"]), tmp_path / "basic.onnx")
-    convert(tmp_path / "basic.onnx", Config(batch=4)).save(tmp_path / "folder")
-    runner = CliRunner().invoke(
-        cli, ["export", str(tmp_path / "folder"), "--target", "onnxruntime", "-o", str(tmp_path / "exported")]
-    )
-    assert runner.exit_code == 0, runner.output
-    script = [
-        sys.executable,
-        str(MODELS / "bench_exported.py"),
-        str(tmp_path / "folder"),
-        str(tmp_path / "exported"),
-        "--rounds",
-        "2",
-    ]
-    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert "times PyTorch's speed" in printed and "over 2 rounds" in printed

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from wageubn_onnx.proofs.bodies import Analysis, Calls
-from wageubn_onnx.proofs.intervals import Bound
-from wageubn_onnx.proofs.walk import Op, constant_value
+from wageubn_onnx.proofs.bounds import Bound, Op
+from wageubn_onnx.proofs.walk import constant_value
 
 Array = np.ndarray[Any, Any]  # of Python integers
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto as T
 
 from wageubn_onnx.proofs.bodies import Analysis, Calls
+from wageubn_onnx.proofs.bounds import LIMITS, Bound
 from wageubn_onnx.proofs.contracts import CONTRACTS
-from wageubn_onnx.proofs.intervals import LIMITS, Bound
 from wageubn_onnx.quantizers import floating, integer, tables
 
 Interval = tuple[int, int]

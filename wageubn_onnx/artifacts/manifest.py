@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from wageubn_onnx import __version__
 from wageubn_onnx.artifacts.files import sha256
 from wageubn_onnx.config import Config
 from wageubn_onnx.fixedpoint import Exponent, Fixed, Pair, Value
 from wageubn_onnx.graph import DOMAIN, Model, State
 from wageubn_onnx.profiles import table
+from wageubn_onnx.version import __version__
 
 PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
 STEP_INPUTS = ("images", "labels", "lr", "gradient_range", "seed")

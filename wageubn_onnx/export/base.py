@@ -119,6 +119,14 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
+class Option:
+    """An option of a target: what the command line says of it, and of what type it is; bool: given or not, without a value."""
+
+    meaning: str
+    kind: type[str] | type[Path] | type[bool] = str
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime to export to.
 
@@ -126,8 +134,8 @@ class Target:
     write: put the files of a `Bundle`, lowered by those, into an empty folder and return what the manifest says of them beside
     the artifact folder's own entries. missing: what must be installed for that, in one line, or None. readme: how to use them, in
     Markdown.
-    runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: names
-    of the options that `passes` and `write` take, with what they mean. tried: what else an export's manifest says, found by
+    runners: of a folder that `write` filled, for `verify`. cannot_run: what must be installed for that, or None. options: what
+    `passes` and `write` take, by name. tried: what else an export's manifest says, found by
     running what `write` filled a folder with, and ``said`` of it; raises WageubnError where this machine does not run it right.
     """
 
@@ -138,7 +146,7 @@ class Target:
     runners: Callable[[Path], list[Runner]] = lambda folder: []
     missing: Callable[[], str | None] = lambda: None
     cannot_run: Callable[[], str | None] = lambda: None
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Option] = field(default_factory=dict)
     passes: Callable[..., Passes] | None = None
     tried: Callable[[Bundle, Path, Mapping[str, Any]], dict[str, Any]] = lambda bundle, folder, said: {}
 

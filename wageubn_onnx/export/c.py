@@ -25,7 +25,7 @@ from onnx import numpy_helper
 
 from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Option, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.budget import what_fits
 from wageubn_onnx.export.memory import Memory, planned
 from wageubn_onnx.graph import OPSET
@@ -609,6 +609,6 @@ TARGET = Target(
     runners,
     missing,
     cannot_run,
-    options={"budget": "the most static memory, such as 256k"},
+    options={"budget": Option("the most static memory, such as 256k; where more is needed, say what would fit")},
     passes=passes,
 )

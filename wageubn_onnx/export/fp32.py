@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from wageubn_onnx.artifacts.files import sha256
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Target
+from wageubn_onnx.export.base import Array, Bundle, Option, Target
 from wageubn_onnx.export.trained import forward_of, parameters
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.write_back import Unplaced, write_back
@@ -86,5 +86,5 @@ TARGET = Target(
     "FP32: the source model's own file with the trained parameters",
     write,
     readme,
-    options={"source": "the ONNX file that was converted"},
+    options={"source": Option("the ONNX file that was converted, to write the trained parameters into", Path)},
 )

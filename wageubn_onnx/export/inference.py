@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Bundle, Target
+from wageubn_onnx.export.base import Bundle, Option, Target
 from wageubn_onnx.export.ort import FILES
 from wageubn_onnx.export.trained import forward_of, parameters
 from wageubn_onnx.passes.targets.image import image_quantizer
@@ -69,5 +69,5 @@ TARGET = Target(
     "inference in 8 bits: QOperator for onnxruntime, QDQ for onnxruntime and OpenVINO",
     write,
     readme,
-    options={"form": "qoperator (the default) or qdq"},
+    options={"form": Option("qoperator (onnxruntime) or qdq (onnxruntime, OpenVINO) [default: qoperator]")},
 )

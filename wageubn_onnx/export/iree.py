@@ -18,7 +18,7 @@ import onnx
 
 from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors, advance, state_feeds
+from wageubn_onnx.export.base import Array, Bundle, Option, Passes, Runner, Target, Tensors, advance, state_feeds
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.iree import for_iree
@@ -172,6 +172,6 @@ TARGET = Target(
     runners,
     missing,
     cannot_run,
-    options={"triple": "LLVM's name of the platform to compile for"},
+    options={"triple": Option("the platform to compile for, such as aarch64-linux-gnu [default: this one]")},
     passes=passes,
 )

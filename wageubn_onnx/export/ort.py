@@ -21,7 +21,7 @@ from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.dryrun import ORT_ERRORS
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.export import ort_worker as worker
-from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Option, Passes, Runner, Target, Tensors
 from wageubn_onnx.onnxir.view import View
 from wageubn_onnx.passes.targets.cpu import exact_form, for_cpu, pass_names
 from wageubn_onnx.passes.targets.table import PASSES
@@ -178,7 +178,7 @@ TARGET = Target(
     write,
     readme,
     runners,
-    options={"portable": "only kernels that onnxruntime 1.17 has too"},
+    options={"portable": Option("only kernels that release 1.17 has too", bool)},
     passes=passes,
     tried=tried,
 )

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from wageubn_onnx.artifacts.files import load_tensors, save_tensors
+from wageubn_onnx.checkout import ROOT
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.export.base import Array, Bundle, Passes, Runner, Target, Tensors
+from wageubn_onnx.export.base import Array, Bundle, Option, Passes, Runner, Target, Tensors
 from wageubn_onnx.export.ort_worker import described
 from wageubn_onnx.onnxir.inline import inline
 from wageubn_onnx.onnxir.tidy import tidy
 from wageubn_onnx.passes.targets.table import PASSES
-from wageubn_onnx.runtime.checkout import ROOT
 from wageubn_onnx.training.data import Dataset, load_data
 
 STEP, EVAL, STATE, DATA = "step.onnx", "eval.onnx", "state.safetensors", "data.safetensors"
@@ -147,6 +147,6 @@ TARGET = Target(
     readme,
     runners,
     cannot_run=cannot_run,
-    options={"data": "images and labels to train on: what `train --data` takes"},
+    options={"data": Option("images and labels for the page to train on: what `train --data` takes", Path)},
     passes=passes,
 )

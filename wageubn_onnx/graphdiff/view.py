@@ -25,7 +25,7 @@ from onnx import AttributeProto, numpy_helper
 
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.graph import PREFIX
-from wageubn_onnx.quantizers.symbols import direction
+from wageubn_onnx.symbols import direction
 
 INPUT, OUTPUT, TAKEN = "graph input", "graph output", "input of an inner graph"
 PLACES = frozenset({INPUT, OUTPUT, TAKEN})  # these stand for no node of the file

@@ -8,7 +8,7 @@ import onnx
 
 from wageubn_onnx.graph import node_tag
 from wageubn_onnx.inspect.tensors import Tensors
-from wageubn_onnx.quantizers.symbols import direction
+from wageubn_onnx.symbols import direction
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from wageubn_onnx.proofs.audit import expected_quantizers, present_quantizers
-from wageubn_onnx.quantizers.symbols import SYMBOLS
+from wageubn_onnx.symbols import SYMBOLS
 
 GAP, CONSTANT = "GAP", "constant"
 FUNCTIONS = {"grid": "direct", "limbs": "shift"}  # direct on a run-time grid; two 8-bit halves of what was shift-quantized

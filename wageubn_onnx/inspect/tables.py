@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from wageubn_onnx.inspect.quantizers import QuantizerMap
 from wageubn_onnx.inspect.summary import Summary, Value
-from wageubn_onnx.quantizers.symbols import direction
+from wageubn_onnx.symbols import direction
 
 Table = tuple[str, list[str], list[list[str]]]
 SHOWN = 12  # inputs or outputs

@@ -19,7 +19,6 @@ import onnx
 import onnx.inliner
 import onnx.numpy_helper
 
-from wageubn_onnx import __version__
 from wageubn_onnx.artifacts.folder import ArtifactFolder
 from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import WageubnError
@@ -31,6 +30,7 @@ from wageubn_onnx.proofs.ranges import Proof, prove
 from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, PAIRED_LIMIT, SCALES
 from wageubn_onnx.recipe import Recipe
 from wageubn_onnx.stages import INTEGERS
+from wageubn_onnx.version import __version__
 
 T = onnx.TensorProto
 

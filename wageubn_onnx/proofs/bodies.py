@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from wageubn_onnx.graph import DOMAIN
+from wageubn_onnx.proofs.bounds import Bound, Op, Shape, Unproven, hull, of_array
 from wageubn_onnx.proofs.contracts import CONTRACTS, Contract
-from wageubn_onnx.proofs.intervals import Bound, Unproven, hull, of_array
-from wageubn_onnx.proofs.walk import Op, Shape, Walk, constant_value, is_integer
+from wageubn_onnx.proofs.walk import Walk, constant_value, is_integer
 
 ELEMENTS = "elements"  # the one dimension of an operand that is no scalar: bodies treat all its elements alike
 LIMIT = 10_000  # walks that a process remembers of all its models, some 10 kB each

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 
 from wageubn_onnx.onnxir.trace import Variants
-from wageubn_onnx.proofs.intervals import Bound
+from wageubn_onnx.proofs.bounds import Bound
 from wageubn_onnx.quantizers import floating, integer, tables
 
 Interval = tuple[int, int]

@@ -16,100 +16,23 @@ Where plain intervals lose what a body relies on, five lemmas look at the nodes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
 
-import numpy as np
 import onnx
 
+from wageubn_onnx.proofs.bounds import LIMITS, Bound, Known, Op, Unproven, as_int8, hull, of_array, whole
 from wageubn_onnx.proofs.targets import ACCUMULATOR, EXACT_SUMS, PAIRED_LIMIT
 
-if TYPE_CHECKING:
-    from wageubn_onnx.proofs.walk import Op, Walk
-
 T = onnx.TensorProto
-LIMITS: dict[int, tuple[int, int]] = {T.BOOL: (0, 1)} | {
-    getattr(T, f"{sign}INT{bits}"): (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if not sign else (0, 2**bits - 1)
-    for sign in ("", "U")
-    for bits in (8, 16, 32, 64)
-}  # dtype -> least and greatest
-
-
-class Unproven(Exception):
-    """A node that could go wrong; the message says how, without the node's name."""
-
-
-class Bound(NamedTuple):
-    """Every element of a tensor of that ``dtype`` (onnx.TensorProto) lies in lo..hi.
-
-    peak: the greatest magnitude over all elements is at least that. bits: of a uint8 tensor that holds the bits of int8 numbers,
-    the least and greatest of those numbers.
-    """
-
-    lo: int
-    hi: int
-    dtype: int
-    peak: int = 0
-    bits: tuple[int, int] | None = None
-
-    @property
-    def magnitude(self) -> int:
-        return max(abs(self.lo), abs(self.hi))
-
-    @property
-    def is_constant(self) -> bool:
-        return self.lo == self.hi
-
-    def meet(self, lo: int, hi: int) -> Bound | None:
-        """The part inside lo..hi; None where there is none."""
-        if lo <= self.lo and self.hi <= hi:
-            return self
-        lo, hi = max(lo, self.lo), min(hi, self.hi)
-        return Bound(lo, hi, self.dtype, self.peak, self.bits) if lo <= hi else None
-
-
-def whole(dtype: int) -> Bound:
-    """Any tensor of that dtype."""
-    return Bound(*LIMITS[dtype], dtype)
-
-
-def hull(bounds: Sequence[Bound]) -> Bound:
-    """The least bound that contains them all; they have one dtype."""
-    first = bounds[0]
-    if len(bounds) == 1:
-        return first
-    lo, hi = min(b.lo for b in bounds), max(b.hi for b in bounds)
-    bits = None
-    if any(b.bits for b in bounds):
-        views = [as_int8(b) for b in bounds]
-        bits = (min(v[0] for v in views), max(v[1] for v in views))
-    return Bound(lo, hi, first.dtype, min(b.peak for b in bounds), bits)
-
-
-def as_int8(x: Bound) -> tuple[int, int]:
-    """The range of a uint8 tensor's bits read as int8."""
-    return x.bits or ((x.lo, x.hi) if x.hi <= 127 else LIMITS[T.INT8])
-
-
-def of_array(value: np.ndarray[Any, Any]) -> Bound:
-    """The bound of a constant tensor."""
-    dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    if dtype not in LIMITS:
-        raise Unproven(f"is {T.DataType.Name(dtype)}, and only integers have a range")
-    return Bound(int(value.min()), int(value.max()), dtype) if value.size else Bound(0, 0, dtype)
-
-
-# -- arithmetic -----------------------------------------------------------------------------------------------------------
-
 Operands = list[Bound]
-Transfer = Callable[["Walk", "Op", Operands], Bound]
+Transfer = Callable[[Known, Op, Operands], Bound]
 
 
-def _add(walk: Walk, op: Op, x: Operands) -> Bound:
+def _add(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(x[0].lo + x[1].lo, x[0].hi + x[1].hi, x[0].dtype)
 
 
-def _subtract(walk: Walk, op: Op, x: Operands) -> Bound:
+def _subtract(walk: Known, op: Op, x: Operands) -> Bound:
     plain = Bound(x[0].lo - x[1].hi, x[0].hi - x[1].lo, x[0].dtype)
     parts = _floor_multiple(walk, op.inputs[1])
     if parts and walk.origin(op.inputs[0]) == walk.origin(parts[0]):
@@ -121,7 +44,7 @@ def _subtract(walk: Walk, op: Op, x: Operands) -> Bound:
     return plain
 
 
-def _multiply(walk: Walk, op: Op, x: Operands) -> Bound:
+def _multiply(walk: Known, op: Op, x: Operands) -> Bound:
     corners = [p * q for p in (x[0].lo, x[0].hi) for q in (x[1].lo, x[1].hi)]
     plain = Bound(min(corners), max(corners), x[0].dtype)
     if walk.origin(op.inputs[0]) == walk.origin(op.inputs[1]):
@@ -133,7 +56,7 @@ def _multiply(walk: Walk, op: Op, x: Operands) -> Bound:
     return plain
 
 
-def _floor_multiple(walk: Walk, name: str) -> tuple[str, str] | None:
+def _floor_multiple(walk: Known, name: str) -> tuple[str, str] | None:
     """x >= 0 and d >= 1 where ``name`` is floor(x/d) * d."""
     product = walk.maker(name)
     if product is None or product.op != "Mul":
@@ -148,7 +71,7 @@ def _floor_multiple(walk: Walk, name: str) -> tuple[str, str] | None:
     return None
 
 
-def _divide(walk: Walk, op: Op, x: Operands) -> Bound:
+def _divide(walk: Known, op: Op, x: Operands) -> Bound:
     if x[1].lo < 1:
         raise Unproven(f"its divisor may be {x[1].lo}, and must be at least 1")
     if x[0].lo < 0 and (not x[1].is_constant or _low_bits_cleared(walk, walk.maker(op.inputs[0])) != x[1].lo):
@@ -156,7 +79,7 @@ def _divide(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(x[0].lo // x[1].hi, x[0].hi // x[1].lo, x[0].dtype)
 
 
-def _low_bits_cleared(walk: Walk, op: Op | None) -> int | None:
+def _low_bits_cleared(walk: Known, op: Op | None) -> int | None:
     """2^k where ``op`` is x - (x & 2^k-1)."""
     low = walk.maker(op.inputs[1]) if op is not None and op.op == "Sub" else None
     if op is None or low is None or low.op != "BitwiseAnd":
@@ -168,29 +91,29 @@ def _low_bits_cleared(walk: Walk, op: Op | None) -> int | None:
     return None
 
 
-def _negate(walk: Walk, op: Op, x: Operands) -> Bound:
+def _negate(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(-x[0].hi, -x[0].lo, x[0].dtype, x[0].peak)
 
 
-def _absolute(walk: Walk, op: Op, x: Operands) -> Bound:
+def _absolute(walk: Known, op: Op, x: Operands) -> Bound:
     least = 0 if x[0].lo <= 0 <= x[0].hi else min(abs(x[0].lo), abs(x[0].hi))
     return Bound(least, x[0].magnitude, x[0].dtype, x[0].peak)
 
 
-def _maximum(walk: Walk, op: Op, x: Operands) -> Bound:
+def _maximum(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(max(b.lo for b in x), max(b.hi for b in x), x[0].dtype)
 
 
-def _minimum(walk: Walk, op: Op, x: Operands) -> Bound:
+def _minimum(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(min(b.lo for b in x), min(b.hi for b in x), x[0].dtype)
 
 
-def _clip(walk: Walk, op: Op, x: Operands) -> Bound:
+def _clip(walk: Known, op: Op, x: Operands) -> Bound:
     """Min(Max(x, least), greatest)."""
     return _minimum(walk, op, [_maximum(walk, op, x[:2]), x[2]])
 
 
-def _bitwise_and(walk: Walk, op: Op, x: Operands) -> Bound:
+def _bitwise_and(walk: Known, op: Op, x: Operands) -> Bound:
     if all(b.is_constant for b in x):
         return Bound(x[0].lo & x[1].lo, x[0].lo & x[1].lo, x[0].dtype)
     masks = [b.hi for b in x if b.lo >= 0]
@@ -200,7 +123,7 @@ def _bitwise_and(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(-(2**width), 2**width - 1, x[0].dtype)
 
 
-def _bitwise_xor(walk: Walk, op: Op, x: Operands) -> Bound:
+def _bitwise_xor(walk: Known, op: Op, x: Operands) -> Bound:
     """Of bits: with 128 it adds 128 to the int8 number, which makes it the uint8 of zero point 128."""
     if x[0].dtype == T.UINT8 and x[1].lo == x[1].hi == 128:
         lo, hi = as_int8(x[0])
@@ -210,7 +133,7 @@ def _bitwise_xor(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(0, 2 ** max(b.hi.bit_length() for b in x) - 1, x[0].dtype)
 
 
-def _range(walk: Walk, op: Op, x: Operands) -> Bound:
+def _range(walk: Known, op: Op, x: Operands) -> Bound:
     start, stop, step = x
     if not step.is_constant or step.lo < 1:
         raise Unproven("counts by other than a positive constant")
@@ -224,40 +147,40 @@ def _truth(never: bool, always: bool) -> Bound:
     return Bound(int(always), int(not never), T.BOOL)
 
 
-def _greater(walk: Walk, op: Op, x: Operands) -> Bound:
+def _greater(walk: Known, op: Op, x: Operands) -> Bound:
     return _truth(x[0].hi <= x[1].lo, x[0].lo > x[1].hi)
 
 
-def _greater_or_equal(walk: Walk, op: Op, x: Operands) -> Bound:
+def _greater_or_equal(walk: Known, op: Op, x: Operands) -> Bound:
     return _truth(x[0].hi < x[1].lo, x[0].lo >= x[1].hi)
 
 
-def _less(walk: Walk, op: Op, x: Operands) -> Bound:
+def _less(walk: Known, op: Op, x: Operands) -> Bound:
     return _greater(walk, op, x[::-1])
 
 
-def _less_or_equal(walk: Walk, op: Op, x: Operands) -> Bound:
+def _less_or_equal(walk: Known, op: Op, x: Operands) -> Bound:
     return _greater_or_equal(walk, op, x[::-1])
 
 
-def _equal(walk: Walk, op: Op, x: Operands) -> Bound:
+def _equal(walk: Known, op: Op, x: Operands) -> Bound:
     apart = x[0].hi < x[1].lo or x[1].hi < x[0].lo
     return _truth(apart, x[0].is_constant and x[0][:2] == x[1][:2])
 
 
-def _and(walk: Walk, op: Op, x: Operands) -> Bound:
+def _and(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(min(b.lo for b in x), min(b.hi for b in x), T.BOOL)
 
 
-def _or(walk: Walk, op: Op, x: Operands) -> Bound:
+def _or(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(max(b.lo for b in x), max(b.hi for b in x), T.BOOL)
 
 
-def _not(walk: Walk, op: Op, x: Operands) -> Bound:
+def _not(walk: Known, op: Op, x: Operands) -> Bound:
     return Bound(1 - x[0].hi, 1 - x[0].lo, T.BOOL)
 
 
-def _where(walk: Walk, op: Op, x: Operands) -> Bound:
+def _where(walk: Known, op: Op, x: Operands) -> Bound:
     """Choice."""
     branches = []
     for truth, name in ((True, op.inputs[1]), (False, op.inputs[2])):
@@ -268,7 +191,7 @@ def _where(walk: Walk, op: Op, x: Operands) -> Bound:
     return hull(branches) if branches else hull(x[1:])
 
 
-def _cast(walk: Walk, op: Op, x: Operands) -> Bound:
+def _cast(walk: Known, op: Op, x: Operands) -> Bound:
     """Between int8 and uint8 it keeps the bits; else the numbers, which must fit."""
     source, target = x[0], op.attrs["to"]
     if target == T.BOOL:
@@ -287,31 +210,31 @@ def _cast(walk: Walk, op: Op, x: Operands) -> Bound:
 # -- moving elements, tables, reductions ----------------------------------------------------------------------------------
 
 
-def _same(walk: Walk, op: Op, x: Operands) -> Bound:
+def _same(walk: Known, op: Op, x: Operands) -> Bound:
     return x[0]._replace(peak=0)
 
 
-def _identity(walk: Walk, op: Op, x: Operands) -> Bound:
+def _identity(walk: Known, op: Op, x: Operands) -> Bound:
     return x[0]
 
 
-def _concat(walk: Walk, op: Op, x: Operands) -> Bound:
+def _concat(walk: Known, op: Op, x: Operands) -> Bound:
     return hull([b._replace(peak=0) for b in x])
 
 
-def _pad(walk: Walk, op: Op, x: Operands) -> Bound:
+def _pad(walk: Known, op: Op, x: Operands) -> Bound:
     padding = x[2] if len(x) > 2 else Bound(0, 0, x[0].dtype)
     return hull([x[0]._replace(peak=0), padding])
 
 
-def _gather(walk: Walk, op: Op, x: Operands) -> Bound:
+def _gather(walk: Known, op: Op, x: Operands) -> Bound:
     table, size = walk.constants.get(op.inputs[0]), walk.shape(op.inputs[0])[op.attrs.get("axis", 0)]
     if x[1].lo < 0 or isinstance(size, str) or x[1].hi >= size:
         raise Unproven(f"its index may be {x[1].lo}..{x[1].hi}, and its table has {size} entries")
     return x[0]._replace(peak=0) if table is None or table.ndim != 1 else of_array(table[x[1].lo : x[1].hi + 1])
 
 
-def _reduced(walk: Walk, op: Op) -> list[int]:
+def _reduced(walk: Known, op: Op) -> list[int]:
     """The axes that a reduction runs over, from 0."""
     rank = len(walk.shape(op.inputs[0]))
     if len(op.inputs) < 2 or not op.inputs[1]:
@@ -322,7 +245,7 @@ def _reduced(walk: Walk, op: Op) -> list[int]:
     return [int(a) % rank for a in axes.ravel()]
 
 
-def _reduce_max(walk: Walk, op: Op, x: Operands) -> Bound:
+def _reduce_max(walk: Known, op: Op, x: Operands) -> Bound:
     is_total = len(_reduced(walk, op)) == len(walk.shape(op.inputs[0]))
     if walk.elementwise and is_total:
         raise Unproven("reduces over elements that were told apart")
@@ -330,13 +253,13 @@ def _reduce_max(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(max(x[0].lo, x[0].peak) if attained else x[0].lo, x[0].hi, x[0].dtype)
 
 
-def _reduce_min(walk: Walk, op: Op, x: Operands) -> Bound:
+def _reduce_min(walk: Known, op: Op, x: Operands) -> Bound:
     if walk.elementwise and len(_reduced(walk, op)) == len(walk.shape(op.inputs[0])):
         raise Unproven("reduces over elements that were told apart")
     return x[0]._replace(peak=0)
 
 
-def _reduce_sum(walk: Walk, op: Op, x: Operands) -> Bound:
+def _reduce_sum(walk: Known, op: Op, x: Operands) -> Bound:
     axes, shape = _reduced(walk, op), walk.shape(op.inputs[0])
     counted = _count(walk, op, axes)
     if counted:
@@ -349,7 +272,7 @@ def _reduce_sum(walk: Walk, op: Op, x: Operands) -> Bound:
     return Bound(number * x[0].lo, number * x[0].hi, x[0].dtype)
 
 
-def _count(walk: Walk, op: Op, axes: list[int]) -> tuple[int, int] | None:
+def _count(walk: Known, op: Op, axes: list[int]) -> tuple[int, int] | None:
     """How many entries of a table x reaches, where ``op`` adds x >= table over the table's axis."""
     compared = walk.maker(walk.origin(op.inputs[0]))
     if compared is None or compared.op != "GreaterOrEqual":
@@ -361,7 +284,7 @@ def _count(walk: Walk, op: Op, axes: list[int]) -> tuple[int, int] | None:
     return int((table <= x.lo).sum()), int((table <= x.hi).sum())
 
 
-def _arg_max(walk: Walk, op: Op, x: Operands) -> Bound:
+def _arg_max(walk: Known, op: Op, x: Operands) -> Bound:
     size = walk.shape(op.inputs[0])[op.attrs.get("axis", 0)]
     return Bound(0, size - 1 if isinstance(size, int) else 2**31 - 1, T.INT64)
 
@@ -369,12 +292,12 @@ def _arg_max(walk: Walk, op: Op, x: Operands) -> Bound:
 # -- products -------------------------------------------------------------------------------------------------------------
 
 
-def _convolution(walk: Walk, op: Op, x: Operands) -> Bound:
+def _convolution(walk: Known, op: Op, x: Operands) -> Bound:
     """Of the weights [O, C/G, KH, KW], an output sees those of one channel: its group's inputs only."""
     return _product(x, walk.shape(op.inputs[1])[1:])
 
 
-def _matrix_product(walk: Walk, op: Op, x: Operands) -> Bound:
+def _matrix_product(walk: Known, op: Op, x: Operands) -> Bound:
     return _product(x, walk.shape(op.inputs[0])[-1:])
 
 
@@ -399,7 +322,7 @@ def _held(term: Bound, number: int, limit: int, what: str) -> None:
         raise Unproven(f"its {what} of {number} terms may reach {number * term.magnitude}, and is exact up to {limit}")
 
 
-def _quantized_product(walk: Walk, op: Op, x: Operands) -> Bound:
+def _quantized_product(walk: Known, op: Op, x: Operands) -> Bound:
     """An int32 sum of products and a bias, scaled and saturated. ``x`` has no scales: x, zero point, w, zero point, ..."""
     bias = x[5] if op.op == "QLinearConv" else x[4]
     total = _product([x[0], x[2], x[1], x[3]], walk.shape(op.inputs[3])[1:])
@@ -407,7 +330,7 @@ def _quantized_product(walk: Walk, op: Op, x: Operands) -> Bound:
     return whole(x[1].dtype)
 
 
-def _saturated(walk: Walk, op: Op, x: Operands) -> Bound:
+def _saturated(walk: Known, op: Op, x: Operands) -> Bound:
     return whole(x[0].dtype)
 
 

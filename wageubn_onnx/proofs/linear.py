@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from wageubn_onnx.proofs.walk import Op, Walk
+from wageubn_onnx.proofs.bounds import Known, Op
 
 
 class Line(NamedTuple):
@@ -33,7 +32,7 @@ Between = tuple[Line, Line]  # lower, upper
 Lines = dict[str, dict[str, Between]]  # symbol -> tensor -> its lines
 
 
-def line_rule(walk: Walk, op: Op, symbol: str, known: dict[str, Between]) -> Between | None:
+def line_rule(walk: Known, op: Op, symbol: str, known: dict[str, Between]) -> Between | None:
     """The lines of a node's result in ``symbol``; None where they would say no more than its interval."""
     if not any(name in known for name in op.inputs):
         return None
@@ -63,12 +62,12 @@ def line_rule(walk: Walk, op: Op, symbol: str, known: dict[str, Between]) -> Bet
     return None
 
 
-def _flat(walk: Walk, *names: str) -> Between:
+def _flat(walk: Known, *names: str) -> Between:
     """Constant lines around some tensors."""
     return Line(0, min(walk.bounds[n].lo for n in names)), Line(0, max(walk.bounds[n].hi for n in names))
 
 
-def _scaled(walk: Walk, op: Op, operands: list[Between]) -> Between | None:
+def _scaled(walk: Known, op: Op, operands: list[Between]) -> Between | None:
     for (low, high), name in zip(operands, op.inputs[::-1], strict=True):
         factor = walk.bounds[name]
         if factor.is_constant:

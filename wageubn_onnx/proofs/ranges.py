@@ -19,10 +19,11 @@ from wageubn_onnx.composites import expanded
 from wageubn_onnx.errors import ProofFailed, WageubnError
 from wageubn_onnx.graph import DOMAIN, PREFIX
 from wageubn_onnx.proofs.bodies import Analysis, Calls
+from wageubn_onnx.proofs.bounds import LIMITS, Bound, Op, Shape, Unproven, hull, of_array, whole
 from wageubn_onnx.proofs.form import metadata
-from wageubn_onnx.proofs.intervals import CAN_GROW, LIMITS, Bound, Unproven, hull, of_array, whole
+from wageubn_onnx.proofs.intervals import CAN_GROW
 from wageubn_onnx.proofs.targets import EXACT_SUMS
-from wageubn_onnx.proofs.walk import Op, Shape, Walk
+from wageubn_onnx.proofs.walk import Walk
 
 T = onnx.TensorProto
 RANGES = PREFIX + "ranges"  # metadata: state -> [least, greatest]

@@ -13,46 +13,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from wageubn_onnx.proofs.intervals import ELEMENTWISE, LIMITS, READS_BITS, TRANSFER, Bound, Unproven, of_array, whole
+from wageubn_onnx.proofs.bounds import LIMITS, Bound, Op, Shape, Unproven, of_array, whole
+from wageubn_onnx.proofs.intervals import ELEMENTWISE, READS_BITS, TRANSFER
 from wageubn_onnx.proofs.linear import Line, Lines, line_rule
 from wageubn_onnx.proofs.targets import FORBIDDEN, MICROSOFT, SCALES
 
 T = onnx.TensorProto
-Shape = tuple[int | str, ...]
 REFINED = 3  # nodes that a choice's condition is followed back through
-
-
-@dataclass(frozen=True)
-class Op:
-    """One node, read once. references: attribute -> attribute of the function that it stands for."""
-
-    name: str
-    op: str
-    domain: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: dict[str, Any]
-    references: dict[str, str]
-
-    @staticmethod
-    def of(node: onnx.NodeProto) -> Op:
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
-        references = {a.name: a.ref_attr_name for a in node.attribute if a.ref_attr_name}
-        name = node.name or (node.output[0] if node.output else node.op_type)
-        inputs = tuple(node.input)
-        while inputs and not inputs[-1]:
-            inputs = inputs[:-1]
-        return Op(name, node.op_type, node.domain, inputs, tuple(node.output), attrs, references)
-
-    def resolved(self, attributes: Mapping[str, Any]) -> Op:
-        """With the attributes of the call in place of the references to them."""
-        if not self.references:
-            return self
-        try:
-            attrs = self.attrs | {name: attributes[source] for name, source in self.references.items()}
-        except KeyError as error:
-            raise Unproven(f"needs the attribute {error.args[0]!r} of its function's call") from None
-        return Op(self.name, self.op, self.domain, self.inputs, self.outputs, attrs, {})
 
 
 @dataclass

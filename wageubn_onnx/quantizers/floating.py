@@ -36,7 +36,7 @@ from wageubn_onnx.onnxir.trace import (
 )
 from wageubn_onnx.profiles import Format
 from wageubn_onnx.quantizers import tables
-from wageubn_onnx.quantizers.symbols import symbol
+from wageubn_onnx.symbols import symbol
 
 # -- fixed grids ----------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import wageubn_onnx
 from wageubn_onnx.artifacts.files import write_text
+from wageubn_onnx.version import __version__
 
 QUESTIONS = ("probes.py", "selftest.py")  # modules whose answers are kept
 
@@ -22,7 +22,7 @@ class Cache:
     """The entries of ``machine``; each may be anything that JSON holds."""
 
     def __init__(self, machine: str) -> None:
-        self.owner = f"{machine}, wageubn-onnx {wageubn_onnx.__version__} ({_asked()})"
+        self.owner = f"{machine}, wageubn-onnx {__version__} ({_asked()})"
         name = hashlib.sha256(self.owner.encode()).hexdigest()[:16]
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.file = Path(home) / "wageubn-onnx" / f"kernels-{name}.json"

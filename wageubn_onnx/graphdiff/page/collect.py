@@ -18,7 +18,7 @@ import onnx
 from wageubn_onnx.graphdiff import Alignment, Read
 from wageubn_onnx.graphdiff.view import INPUT, OUTPUT, Constant, Node, Tensor
 from wageubn_onnx.pipeline import STAGES, Stage, stage_before
-from wageubn_onnx.quantizers.symbols import SYMBOLS, direction
+from wageubn_onnx.symbols import SYMBOLS, direction
 
 LONGEST = 200  # characters of an attribute or a constant's value
 FEW = 8  # elements of a constant whose values are shown

@@ -1,6 +1,6 @@
 """One comparison of two files by one tool, in its own process. Prints one JSON object: same, answer, seconds.
 
-``python bench_diff_worker.py KIND A B``, KIND one of `KINDS`; ``KIND`` alone asks whether the tool is installed and prints its
+``python diff_worker.py KIND A B``, KIND one of `KINDS`; ``KIND`` alone asks whether the tool is installed and prints its
 version. Other tools may live in an environment without this package: so this file needs nothing of it but for its own comparison.
 Imports are not timed, reading files is.
 """

@@ -1,6 +1,6 @@
 """One contender of the step benchmark in its own process, so that its peak memory is its own.
 
-``python -m wageubn_onnx.runtime.bench_worker KIND DIR THREADS STEPS`` answers with one JSON object a line: first that
+``python -m wageubn_onnx.bench.step_worker KIND DIR THREADS STEPS`` answers with one JSON object a line: first that
 it is ready, then the seconds a step of each round that a line on stdin asks for, and its peak memory when stdin ends.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.bench.peak import peak_bytes
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime.bench_convert_worker import peak_bytes
 
 WARM_UP = 4
 
@@ -61,7 +61,7 @@ def _contender(kind: str, folder: str, threads: int) -> Contender:
     if kind == "torch":
         import torch
 
-        from wageubn_onnx.runtime.torch_step import TorchStep
+        from wageubn_onnx.bench.torch_step import TorchStep
 
         torch.set_num_threads(threads)
         return TorchStep(ArtifactFolder(folder))

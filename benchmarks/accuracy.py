@@ -27,16 +27,16 @@ import numpy as np
 import onnx
 from rich.console import Console
 
+from benchmarks.experiments import Arm, Experiment
+from benchmarks.transforms import training_part, transformed, tuning_part
+from models import resnet
 from wageubn_onnx.artifacts.files import write_text
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.profiles import Profile, load_profile
-from wageubn_onnx.runtime.checkout import models_module
-from wageubn_onnx.runtime.experiments import Arm, Experiment
 from wageubn_onnx.runtime.session import FloatSession, QuantizedSession, Session, TrainingSession
 from wageubn_onnx.training.data import Dataset, load_data
 from wageubn_onnx.training.train import CHECKPOINT, METRICS, Plan, fingerprint, train
-from wageubn_onnx.training.transforms import training_part, transformed, tuning_part
 
 PHASES = ("tune", "final")
 QUANTIZED = "quant:"  # prefix of an arm that simulates its profile in float
@@ -326,7 +326,7 @@ def _arm(name: str) -> tuple[type[Session], Profile]:
 
 def _build(experiment: Experiment, seed: int, data: Dataset, file: Path) -> Path:
     """Write the untrained network of ``seed``; its running statistics are those of some training images."""
-    resnet, network = models_module("resnet"), experiment.network
+    network = experiment.network
     assert network is not None
     model = resnet.build(resnet.Architecture(network.depths, network.widths, network.classes, network.image), seed)
     mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (experiment.pixels.mean, experiment.pixels.std))

@@ -61,7 +61,7 @@ def images() -> Any:
 
 
 def test_it_computes_the_training_mode_forward(folder: Path, forward: onnx.ModelProto) -> None:
-    from wageubn_onnx.runtime.torch_step import TorchStep
+    from wageubn_onnx.bench.torch_step import TorchStep
 
     step = TorchStep(ArtifactFolder(folder))
     assert (step.image_shape, step.classes) == ((5, 3, 8, 8), 4)
@@ -76,7 +76,7 @@ def test_it_computes_the_training_mode_forward(folder: Path, forward: onnx.Model
 
 
 def test_it_learns_a_batch(folder: Path, forward: onnx.ModelProto) -> None:
-    from wageubn_onnx.runtime.torch_step import TorchStep
+    from wageubn_onnx.bench.torch_step import TorchStep
 
     step = TorchStep(ArtifactFolder(folder), lr=0.05)
     labels = np.array([0, 1, 2, 3, 0], np.int32)
@@ -87,7 +87,7 @@ def test_it_learns_a_batch(folder: Path, forward: onnx.ModelProto) -> None:
 
 
 def test_an_unknown_operator_is_named(folder: Path) -> None:
-    from wageubn_onnx.runtime.torch_step import TorchStep
+    from wageubn_onnx.bench.torch_step import TorchStep
 
     with pytest.raises(WageubnError, match=r"forward.onnx: node .*MatMul is no operator of a forward model"):
         TorchStep(ArtifactFolder(folder))

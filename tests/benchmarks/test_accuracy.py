@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from benchmarks import accuracy, accuracy_report, experiments
+from benchmarks.accuracy import Place, Run
+from benchmarks.experiments import Arm, Experiment, Normalisation, ResNet, Tuning
+from benchmarks.transforms import TRANSFORMS, training_part, transformed, tuning_part
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import accuracy, accuracy_report, experiments
-from wageubn_onnx.runtime.accuracy import Place, Run
-from wageubn_onnx.runtime.experiments import Arm, Experiment, Normalisation, ResNet, Tuning
 from wageubn_onnx.training.data import Dataset, save_data
-from wageubn_onnx.training.transforms import TRANSFORMS, training_part, transformed, tuning_part
 
 QUIET = Console(quiet=True)
 TOY = Experiment(

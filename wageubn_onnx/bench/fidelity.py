@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from wageubn_onnx.artifacts.files import load_tensors
 from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.bench.plots import figure
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.runtime.models import probe
-from wageubn_onnx.runtime.plots import figure
 from wageubn_onnx.runtime.session import FloatSession, TrainingSession
 from wageubn_onnx.training.data import Dataset, batches, sample
 

@@ -1,4 +1,4 @@
-"""The table of docs/performance.md: `python models/bench_steps.py OUT_DIR [--only NAME] [--rounds 5] [--threads 2]`.
+"""The table of docs/performance.md: `python -m benchmarks.steps OUT_DIR [--only NAME] [--rounds 5] [--threads 2]`.
 
 Each network is converted under two profiles; then their integer steps, the FP32 step of the same folder in the same onnxruntime
 and, where installed, PyTorch and onnxruntime-training take turns, each in its own process. The networks are untrained: a step
@@ -16,24 +16,26 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import onnx
 
-from resnet import Architecture, build
+from models.resnet import Architecture, build
 from wageubn_onnx import Config, convert
 from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.bench.ops import by_operator, first_feeds
+from wageubn_onnx.bench.plots import figure
+from wageubn_onnx.bench.step import Contender, Entry, race, ratio
+from wageubn_onnx.checkout import ROOT
 from wageubn_onnx.graph import load_model
 from wageubn_onnx.passes.targets.cpu import for_cpu, inlined_passes_for, passes_for
 from wageubn_onnx.profiles import load_profile
-from wageubn_onnx.runtime.bench import Contender, Entry, race, ratio
-from wageubn_onnx.runtime.bench_ops import by_operator, first_feeds
 from wageubn_onnx.runtime.kernels import kernels
 from wageubn_onnx.runtime.models import open_lowered
-from wageubn_onnx.runtime.plots import figure
 
 PROFILES = ("fast", "full8")
-IMAGENET = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
-DIGITS = Path(__file__).with_name("digits_resnet.onnx")
+IMAGENET: dict[str, Any] = {"widths": (64, 128, 256, 512), "classes": 1000, "image": (3, 224, 224), "large_stem": True}
+DIGITS = ROOT / "models" / "digits_resnet.onnx"
 
 
 @dataclass(frozen=True)

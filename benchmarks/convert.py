@@ -14,9 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import convert_worker as worker
+from models import resnet
+from wageubn_onnx.checkout import ROOT
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import bench_convert_worker as worker
-from wageubn_onnx.runtime import checkout
 
 NAMES = {"wageubn": "wageubn-onnx", "onnxsim": "onnxsim", "artifacts": "generate_artifacts"}
 BUILT: dict[str, dict[str, Any]] = {  # of models/resnet.py: ImageNet's ResNets
@@ -85,15 +86,14 @@ def bench_convert(
 
 
 def built(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The default models, or those of these names, made by this checkout's models/resnet.py."""
-    module = checkout.models_module("resnet")
+    """The default models, or those of these names, made by models/resnet.py."""
     files = []
     for name in names or BUILT:
-        architecture = module.Architecture(
+        architecture = resnet.Architecture(
             widths=(64, 128, 256, 512), classes=1000, image=(3, 224, 224), large_stem=True, **BUILT[name]
         )
         files.append(folder / f"{name}.onnx")
-        files[-1].write_bytes(module.build(architecture).SerializeToString(deterministic=True))
+        files[-1].write_bytes(resnet.build(architecture).SerializeToString(deterministic=True))
     return files
 
 
@@ -132,7 +132,7 @@ def run_once(kind: str, file: Path, out: Path, batch: int, training_python: str 
         command = [str(training_python), "-I", str(worker.__file__)]  # none of this environment's packages
     else:
         command = [sys.executable, "-m", worker.__name__]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout.ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     try:
         done = subprocess.run([*command, kind, file.resolve(), out, str(batch)], text=True, capture_output=True, env=environment)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""An exported step against PyTorch's FP32 step in one process: `python models/bench_exported.py DIR EXPORTED [--rounds 12]`.
+"""An exported step against PyTorch's FP32 step in one process: `python -m benchmarks.exported DIR EXPORTED [--rounds 12]`.
 
 DIR is what `convert` wrote, EXPORTED what `export --target onnxruntime DIR` did; the step is run from its manifest alone, as a
 program without this package would. The two take turns, step by step; a ratio compares two steps in a row. What two threads do
@@ -20,11 +20,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from cores import round_trip
+from benchmarks.cores import round_trip
 from wageubn_onnx.artifacts.folder import ArtifactFolder
-from wageubn_onnx.runtime.bench import PAUSE
+from wageubn_onnx.bench.step import PAUSE
+from wageubn_onnx.bench.torch_step import TorchStep
 from wageubn_onnx.runtime.models import SPIN
-from wageubn_onnx.runtime.torch_step import TorchStep
 
 WARM_UP = 4
 APART = 1.4  # times the shortest round trip between the cores, from which on they count as farther apart
@@ -52,7 +52,7 @@ class ExportedStep:
         feeds |= {step["images"]: images, step["labels"]: labels, **scalars}
         loss, *values = self.session.run([step["loss"], *(entry["out"] for entry in carried)], feeds)
         self.state = {entry["key"]: value for entry, value in zip(carried, values, strict=True)}
-        return float(loss) * 2.0 ** self.manifest["exponents"]["loss"]
+        return float(loss * 2.0 ** self.manifest["exponents"]["loss"])
 
 
 def main() -> None:

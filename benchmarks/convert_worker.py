@@ -1,13 +1,13 @@
 """One conversion in its own process: ours by stages, or another tool's. Prints one JSON object.
 
-``python bench_convert_worker.py KIND MODEL OUT BATCH``, KIND one of `KINDS`. Other tools may live in an environment without this
+``python convert_worker.py KIND MODEL OUT BATCH``, KIND one of `KINDS`. Other tools may live in an environment without this
 package: so this file needs nothing of it but for its own conversion. Imports are not timed, reading and writing files are.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "wageubn_onnx" / "bench"))
+peak, ort_training = (importlib.import_module(name) for name in ("peak", "ort_training"))
 
 STAGES = ("forward", "fp_training", "quant_training", "int_training", "quant_eval", "int_eval", "proof", "writing", "rest")
 
@@ -46,8 +49,8 @@ class Clock:
     def _turn(self, label: str) -> None:
         now = time.perf_counter()
         self.seconds[self._label] += now - self._since
-        self.peaks[self._label] = max(self.peaks[self._label], peak_bytes())
-        _forget_peak()
+        self.peaks[self._label] = max(self.peaks[self._label], peak.peak_bytes())
+        peak.forget_peak()
         self._label, self._since = label, now
 
     def time(self, owner: Any, name: str, label: Callable[..., str]) -> None:
@@ -59,28 +62,6 @@ class Clock:
                 return inner(first, *args, **options)
 
         setattr(owner, name, timed)
-
-
-def peak_bytes() -> int:
-    """Return the greatest resident memory of this process, on Linux since `_forget_peak`.
-
-    Linux's ru_maxrss survives exec, so that it may be the parent's; VmHWM is this program's own.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0].split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _forget_peak() -> None:
-    """Start the peak anew (proc(5), clear_refs); where that cannot be, stages have the peak up to their end."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 # -- the contenders -------------------------------------------------------------------------------------------------------
@@ -117,40 +98,8 @@ def _onnxsim(clock: Clock, batch: int) -> Conversion:
 def _generate_artifacts(clock: Clock, batch: int) -> Conversion:
     import onnxruntime.training.artifacts  # noqa: F401 (imports are not timed)
 
-    return convert_by_artifacts
-
-
-def convert_by_artifacts(model: str, out: str) -> int:
-    """onnxruntime-training's training graph of ``model`` with its checkpoint and optimizer (SGD), in a new folder ``out``."""
-    import onnx
-    from onnxruntime.training import artifacts
-
-    proto = onnx.load(model)
-    statistics = _train_batch_norm(proto)
-    trained = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.name not in statistics]
-    Path(out).mkdir()
-    artifacts.generate_artifacts(
-        proto,
-        requires_grad=trained,
-        frozen_params=sorted(statistics),
-        loss=artifacts.LossType.CrossEntropyLoss,
-        optimizer=artifacts.OptimType.SGD,
-        artifact_directory=out,
-    )
-    return len(onnx.load(f"{out}/training_model.onnx").graph.node)
-
-
-def _train_batch_norm(proto: Any) -> set[str]:
-    """Give BatchNormalization its training form, which alone has a gradient; returns the names of the running statistics."""
-    import onnx
-
-    statistics: set[str] = set()
-    for node in proto.graph.node:
-        if node.op_type == "BatchNormalization" and len(node.output) == 1:
-            node.attribute.append(onnx.helper.make_attribute("training_mode", 1))
-            node.output.extend(f"{name}.batch" for name in node.input[3:5])
-            statistics.update(node.input[3:5])
-    return statistics
+    run: Conversion = ort_training.convert_by_artifacts
+    return run
 
 
 KINDS: dict[str, Callable[[Clock, int], Conversion]] = {"wageubn": _ours, "onnxsim": _onnxsim, "artifacts": _generate_artifacts}

@@ -1,4 +1,4 @@
-"""Milliseconds that a step takes in C and in onnxruntime, in turn: python examples/step_times.py CONVERTED_FOLDER [STEPS]"""
+"""Milliseconds that a step takes in C and in onnxruntime, in turn: python -m benchmarks.c_step CONVERTED_FOLDER [STEPS]"""
 
 import statistics
 import sys

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from networks import BATCH, CLASSES, MEAN, STD, images, labels, tiny
+from wageubn_onnx.bench.fidelity import compare, forward_fidelity, gradient_fidelity
 from wageubn_onnx.cli import cli
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import WageubnError
 from wageubn_onnx.pipeline import convert
-from wageubn_onnx.runtime.fidelity import compare, forward_fidelity, gradient_fidelity
 from wageubn_onnx.training.data import Dataset, save_data
 
 

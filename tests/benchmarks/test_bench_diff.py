@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import diff as bench_diff
+from benchmarks.diff import Answer, DiffResult, PairResult, markdown, write_report
+from benchmarks.diff_worker import KINDS
 from wageubn_onnx.cli import cli
 from wageubn_onnx.errors import WageubnError
-from wageubn_onnx.runtime import bench_diff
-from wageubn_onnx.runtime.bench_diff import Answer, DiffResult, PairResult, markdown, write_report
-from wageubn_onnx.runtime.bench_diff_worker import KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "diff.md"
 

@@ -1,6 +1,6 @@
 """onnxruntime-training's FP32 step as a contender of the step benchmark, in an environment that need not have this package.
 
-``python bench_training_worker.py MODEL BATCH THREADS STEPS`` (a forward model with its weights) speaks as `bench_worker` does.
+``python training_worker.py MODEL BATCH THREADS STEPS`` (a forward model with its weights) speaks as `step_worker` does.
 SGD without momentum, which is what onnxruntime-training has: a little less work than the others do.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
-beside = importlib.import_module("bench_convert_worker")  # as a script of its own, this one has no package
+peak, ort_training = (importlib.import_module(name) for name in ("peak", "ort_training"))  # a script has no package
 
 WARM_UP = 4
 IR_VERSION = 10
@@ -32,7 +32,7 @@ def main(model: str, batch: int, threads: int, steps: int) -> None:
     shape = [batch, *(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "made"
-        beside.convert_by_artifacts(model, str(place))
+        ort_training.convert_by_artifacts(model, str(place))
         for file in place.glob("*.onnx"):  # a newer onnx writes a version that the last release does not read
             made = onnx.load(file)
             made.ir_version = min(made.ir_version, IR_VERSION)
@@ -62,7 +62,7 @@ def main(model: str, batch: int, threads: int, steps: int) -> None:
         for _ in range(steps):
             step()
         answer({"seconds": (time.perf_counter() - start) / steps})
-    answer({"peak_bytes": beside.peak_bytes()})
+    answer({"peak_bytes": peak.peak_bytes()})
 
 
 def answer(line: dict[str, Any]) -> None:

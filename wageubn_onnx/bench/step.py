@@ -112,7 +112,7 @@ def race(
     with ExitStack() as stack:
         workers = []
         for entry in entries:
-            command = [sys.executable, "-m", "wageubn_onnx.runtime.bench_worker", entry.kind, str(entry.folder.path)]
+            command = [sys.executable, "-m", "wageubn_onnx.bench.step_worker", entry.kind, str(entry.folder.path)]
             if entry.kind == "training" and training_python is not None:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 command = _training_command(training_python, entry.folder, scratch)
@@ -141,7 +141,7 @@ def _training_command(python: str | os.PathLike[str], folder: ArtifactFolder, sc
     inputs = load_model(folder.model("fp_step")).graph.input
     images = next(value for value in inputs if value.name == folder.section("fp_step", "images")["images"])
     batch = images.type.tensor_type.shape.dim[0].dim_value
-    return [str(python), str(Path(__file__).with_name("bench_training_worker.py")), str(scratch / "forward.onnx"), str(batch)]
+    return [str(python), str(Path(__file__).with_name("training_worker.py")), str(scratch / "forward.onnx"), str(batch)]
 
 
 class _Worker:

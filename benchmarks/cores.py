@@ -1,4 +1,4 @@
-"""How long a number takes to another core and back: `python models/cores.py`, in nanoseconds, on Linux.
+"""How long a number takes to another core and back: `python -m benchmarks.cores`, in nanoseconds, on Linux.
 
 Python's loops are most of it; still, cores that share a cache take about half as long as cores that do not. The host of a virtual
 machine may move them at any time, and what two threads do together is as fast as the two are near each other.
