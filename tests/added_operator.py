@@ -10,6 +10,7 @@ import pytest
 
 from networks import BATCH, CLASSES, MEAN, STD, Array, Net, images, labels, relative, run_ort, to_float, with_own_statistics
 from wageubn_onnx.artifacts.folder import ArtifactFolder
+from wageubn_onnx.bench.torch_step import TorchStep
 from wageubn_onnx.config import Config
 from wageubn_onnx.errors import UnsupportedOperator
 from wageubn_onnx.export.export import export
@@ -17,7 +18,6 @@ from wageubn_onnx.passes.targets.tensorrt import require_tensorrt
 from wageubn_onnx.pipeline import convert
 from wageubn_onnx.proofs.audit import audit_folder, audit_model
 from wageubn_onnx.runtime.session import FloatSession, TrainingSession
-from wageubn_onnx.runtime.torch_step import TorchStep
 
 RATE = 0.05
 

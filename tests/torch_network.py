@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from onnx import helper, numpy_helper
 
-from wageubn_onnx.runtime.torch_step import RULES
+from wageubn_onnx.bench.torch_step import RULES
 
 STATISTICS = ("running_mean", "running_var")
 
