@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
-from quantizers.kernels import EXACT
 
 from float64 import float64_copy
+from kernels import EXACT
 from networks import BATCH, CLASSES, MEAN, STD, Net, images, labels, ort_session, preactivation, to_float, with_own_statistics
 from wageubn_onnx.artifacts.artifacts import Artifacts
 from wageubn_onnx.config import Config

@@ -19,10 +19,10 @@ import torch.nn.functional as F  # noqa: N812
 from float64 import float64_copy, reference_evaluator, run_reference
 from networks import Array, relative, run_ort
 from wageubn_onnx.autodiff.rules import RULES, batch_norm_frozen
+from wageubn_onnx.bench import torch_step
 from wageubn_onnx.composites import kind_of
 from wageubn_onnx.graph import Model, to_proto
 from wageubn_onnx.passes.lower import integers
-from wageubn_onnx.runtime import torch_step
 from wageubn_onnx.stages import TRAINING_OPS
 
 FROZEN = "BatchNormalization, frozen"
