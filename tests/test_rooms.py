@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -127,3 +128,12 @@ def test_no_module_imports_one_that_imports_it() -> None:
 )
 def test_an_arrow_that_runs_up_is_found(module: str, other: str) -> None:
     assert upward({module: {other}}) == [f"{module} imports {other}"]
+
+
+def test_every_room_is_installed() -> None:
+    """pyproject.toml lists every folder of modules; an editable checkout would not miss one."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'^    "(wageubn_onnx[\w.]*)",$', text, re.MULTILINE))
+    found = {file.parent.relative_to(ROOT) for top in ("wageubn_onnx", "passes") for file in (ROOT / top).rglob("*.py")}
+    names = {".".join(folder.parts) for folder in found}
+    assert listed == {name if name.startswith("wageubn_onnx") else f"wageubn_onnx.{name}" for name in names}
