@@ -134,6 +134,6 @@ def test_every_room_is_installed() -> None:
     """pyproject.toml lists every folder of modules; an editable checkout would not miss one."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = set(re.findall(r'^    "(wageubn_onnx[\w.]*)",$', text, re.MULTILINE))
-    found = {file.parent.relative_to(ROOT) for top in ("wageubn_onnx", "passes") for file in (ROOT / top).rglob("*.py")}
+    found = {file.parent.relative_to(ROOT) for top in ("wageubn_onnx", "passes") for file in (ROOT / top).rglob("__init__.py")}
     names = {".".join(folder.parts) for folder in found}
     assert listed == {name if name.startswith("wageubn_onnx") else f"wageubn_onnx.{name}" for name in names}
