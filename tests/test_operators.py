@@ -98,7 +98,7 @@ def test_the_recipe_is_all_that_a_new_operator_needs(tmp_path: Path) -> None:
         (tmp_path / file).write_text(text)
     tests = [f"tests/{file}.py" for file in ("added_operator", "test_operators", "autodiff/test_rules")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}  # of PyTorch
     choice = ["-k", f"{NEW} or added_operator or (operators and not recipe)"]
     run = subprocess.run([*command, *choice], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
