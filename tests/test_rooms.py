@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,3 +133,9 @@ def test_no_module_imports_one_that_imports_it() -> None:
 )
 def test_an_arrow_that_runs_up_is_found(module: str, other: str) -> None:
     assert upward({module: {other}}) == [f"{module} imports {other}"]
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {name for name, file in MODULES.items() if file.name == "__init__.py" and name != "benchmarks"}
+    assert sorted(listed) == sorted(f"wageubn_onnx.{name}".rstrip(".") for name in packages)
