@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wageubn_onnx.export.verify import Row
 
 
-def list_targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+def _list_targets(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """A callback of ``--list``, which stands alone."""
     if not wanted or ctx.resilient_parsing:
         return
@@ -61,7 +61,7 @@ class Export(click.Command):
 @click.option("--target", required=True, help="The runtime to export to: `wageubn-onnx export --list` lists them.")
 @click.option("-o", "--out", required=True, type=PATH, metavar="OUT", help="The folder to write.")
 @click.option("--state", type=PATH, help="Begin with this trained state instead of the folder's initial one.")
-@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=list_targets, help="List the targets.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_targets, help="List the targets.")
 def export(folder: Path, target: str, out: Path, state: Path | None, **options: Any) -> None:
     """Write the integer step of the converted folder DIR for another runtime, with all that it needs to train there.
 
