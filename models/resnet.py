@@ -169,7 +169,8 @@ class _Builder:
     # -- parameters -----------------------------------------------------------------------------------------------
 
     def normal(self, shape: tuple[int, ...], deviation: float) -> Array:
-        return self.random.standard_normal(shape, np.float32) * np.float32(deviation)
+        drawn: Array = self.random.standard_normal(shape, np.float32) * np.float32(deviation)
+        return drawn
 
     def parameter(self, name: str, value: Array) -> str:
         self.parameters.append(numpy_helper.from_array(value, name))

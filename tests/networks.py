@@ -1,8 +1,9 @@
 """Small networks for tests, built from a seed, and what to feed them.
 
-`tiny` holds every operator of the `forward` stage but Pad, which `odd` has: Conv 3x3, 1x1, with stride 2, with dilation, with a bias before BN and with
-one that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3 with padding,
-AveragePool 2x2 and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm. `grouped` has Conv in groups.
+`tiny` holds every operator of the `forward` stage but Pad, which `odd` has: Conv 3x3, 1x1, with stride 2, with dilation, with a
+bias before BN and with one that stays; BatchNormalization, Relu, a residual Add on an identity and on a projection, MaxPool 3x3
+with padding, AveragePool 2x2 and 3x3 with padding that does not count, GlobalAveragePool, Flatten, Gemm. `grouped` has Conv in
+groups.
 """
 
 from __future__ import annotations
