@@ -72,6 +72,15 @@ def run(model: onnx.ModelProto, **feeds: Array) -> Array:
     return np.asarray(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, feeds)[0])
 
 
+FLIP = onnx.parser.parse_function(f"""<opset_import: ["" : {OPSET}], domain: "{DOMAIN}"> FlipKernel_00000000 (w) => (v) {{
+    back = Constant <value_ints: ints = [-1, -1]> ()
+    ends = Constant <value_ints: ints = [-99, -99]> ()
+    axes = Constant <value_ints: ints = [2, 3]> ()
+    r = Slice (w, back, ends, axes, back)
+    v = Transpose <perm: ints = [1, 0, 2, 3]> (r)
+}}""")  # as the lowering makes it
+
+
 @pytest.mark.skipif(
     not kernels().is_exact(*LAST, Kernel.QLINEAR_MATMUL), reason="this machine or release has no exact fused kernel"
 )
@@ -127,15 +136,14 @@ def test_windows_as_rows_of_a_matrix(name: str, kernel: str, is_signed: bool) ->
     size = window["kernel_shape"]
     lines = {
         "as it is": "v = Identity (w)",
-        "turned": """r = Slice (w, starts, ends, axes, back) v = Transpose <perm: ints = [1, 0, 2, 3]> (r)""",
+        "turned": f"v = {DOMAIN}.FlipKernel_00000000 (w)",
         "swapped": "v = Transpose <perm: ints = [1, 0, 2, 3]> (w)",
     }
     shape = [5, 6, *size] if kernel == "as it is" else [6, 5, *size]
     attributes = ", ".join(f"{key}: ints = {value}" for key, value in window.items())
     text = f"""<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]>
         one (uint8[2, 6, 7, 8] x, int8{shape} w) => (int8[2, 5, a, b] q)
-            <uint8 zero = {{{128 if is_signed else 0}}}, uint8 flip = {{128}}, int32 shift = {{10}}, int64[2] starts = {{-1, -1}},
-             int64[2] ends = {{-99, -99}}, int64[2] axes = {{2, 3}}, int64[2] back = {{-1, -1}}> {{
+            <uint8 zero = {{{128 if is_signed else 0}}}, uint8 flip = {{128}}, int32 shift = {{10}}> {{
             {lines[kernel]}
             bits = Cast <to: int = {T.UINT8}> (v)
             k = BitwiseXor (bits, flip)
@@ -143,7 +151,7 @@ def test_windows_as_rows_of_a_matrix(name: str, kernel: str, is_signed: bool) ->
             q = {DOMAIN}.GridQuantize <least: int = -127, greatest: int = 127, to: int = {T.INT8}> (m, shift)
         }}"""
     plain = onnx.parser.parse_model(text)
-    plain.functions.extend([GRID["half_even"], ROUND_SHIFT["half_even"]])
+    plain.functions.extend([GRID["half_even"], ROUND_SHIFT["half_even"], FLIP])
     for node in plain.graph.node:
         node.name = node.output[0]
     fused = with_fused(onnx.shape_inference.infer_shapes(plain), never, always)
