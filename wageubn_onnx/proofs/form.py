@@ -71,10 +71,14 @@ def composite_faults(model: onnx.ModelProto) -> Iterator[Fault]:
 
     A body must be what its name is a digest of, and consist of standard operators alone.
     """
+    imports = sorted((o.domain, o.version) for o in model.opset_import)
     for function in model.functions:
         if not kind_of(function.name):
             continue
         where = f"function {function.name!r}"
+        wanted = [(o.domain, o.version) for o in function.opset_import]
+        if not set(wanted) <= set(imports):
+            yield "the model", f"imports the operator sets {imports}, and its function {function.name!r} is written for {wanted}"
         if name_of(function) != function.name:
             yield where, "is not the body that its name is a digest of"
         elif function.domain != DOMAIN or function.overload or any(node.domain for node in function.node):
