@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 import onnx
 import pytest
 from click.testing import CliRunner, Result
 
 import networks
+from wageubn_onnx import checkout
 from wageubn_onnx.artifacts.contents import peek, seal
 from wageubn_onnx.cli import cli
+from wageubn_onnx.cli.bench import bench
 from wageubn_onnx.errors import WageubnError
+from wageubn_onnx.export.table import TARGETS
 
 COMMANDS = [
     ["convert"],
@@ -437,3 +442,23 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr("wageubn_onnx.inspect.summary.inspect_file", full)
     refused("out of memory", "inspect", tmp_path / "any.onnx")
+
+
+def test_export_takes_what_targets_declare() -> None:
+    shown = CliRunner().invoke(cli, ["export", "--help"], terminal_width=1000).stdout
+    for target in TARGETS:
+        for name, option in target.options.items():
+            assert re.search(rf"--{name}\b.*{target.name}: {re.escape(option.meaning)}", shown), name
+    refused = CliRunner().invoke(cli, ["export", "DIR", "--target", "c", "-o", "out", "--portable"])
+    assert refused.stderr == "error: target c has no option 'portable'; it has: budget\n"
+
+
+def test_without_a_checkout_bench_measures_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = {"accuracy", "convert", "diff"}
+    context = click.Context(bench)
+    assert project < set(bench.list_commands(context))
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    assert not project & set(bench.list_commands(context))
+    for name in project:
+        refused = CliRunner().invoke(cli, ["bench", name])
+        assert refused.exit_code == 2 and refused.stderr.startswith(f"error: {tmp_path}: no checkout of wageubn-onnx")
