@@ -9,6 +9,7 @@ the place of those that it has a better way for (passes/targets), and takes the 
 from __future__ import annotations
 
 import hashlib
+import string
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ Body = Callable[[Model, list[Tensor]], list[Tensor]]
 def kind_of(op_type: str) -> str:
     """``ConvWeightGradient`` of ``ConvWeightGradient_5b1c09e2``; empty for the name of what is no composite."""
     kind, _, digits = op_type.rpartition("_")
-    return kind if len(digits) == DIGITS else ""
+    return kind if len(digits) == DIGITS and set(digits) <= set(string.hexdigits) else ""
 
 
 @dataclass(frozen=True)

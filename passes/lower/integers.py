@@ -102,7 +102,7 @@ def at_least(lower: Lowering, node: gs.Node) -> Value:
         raise WageubnError(f"node {node.name!r}: Max on a run-time exponent has no integer lowering")
     least = lower.raised(least, x.exponent.static, node)
     tensor = lower.g.op("Max", lower.int32(x, node), least.tensor, name=short_name(node))
-    return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.lo))
+    return Fixed(tensor, x.exponent, max(x.lo, least.lo), max(x.hi, least.hi))
 
 
 def at_most(lower: Lowering, node: gs.Node) -> Value:

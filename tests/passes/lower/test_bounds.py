@@ -180,6 +180,17 @@ def test_an_image_scale_beyond_28_bits() -> None:
                 lower.walk("lower-to-integers")
 
 
+def test_a_maximum_with_a_constant_an_element() -> None:
+    """Every element is raised to its own least; the greatest of these bounds the result."""
+
+    def build(g: Model, x: Tensor) -> Tensor:
+        return g.op("Max", x, g.constant([-4.0, 0.0, 50.0], name="least"))
+
+    case = Lowered(build, x=Format((3,), -10, 10, 0))
+    case.check({"x": np.array([-10, -10, -10])})
+    assert (case.fixed().lo, case.fixed().hi) == (-4, 50)
+
+
 # -- refusals of what has no exact form -------------------------------------------------------------------------------------
 
 

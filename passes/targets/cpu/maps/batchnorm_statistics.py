@@ -20,7 +20,7 @@ from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.onnxir.trace import Int, Int8, Int32, Value, cast, clip, function
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
-from wageubn_onnx.passes.targets.cpu.maps.fuse_affine_maps import lifted
+from wageubn_onnx.passes.targets.cpu.products.int8_images import lifted
 from wageubn_onnx.quantizers.integer import bounded
 
 T = onnx.TensorProto

@@ -21,6 +21,7 @@ from wageubn_onnx.onnxir.nodes import MICROSOFT, attributes, import_microsoft
 from wageubn_onnx.onnxir.trace import Float32, Int, Int8, Int32, Ints, Uint8, Value, function, maximum, minimum, op
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST, Kernel
+from wageubn_onnx.passes.targets.cpu.products.int8_images import lifted
 from wageubn_onnx.passes.targets.cpu.scalars.scales import EXACT, LEFT, scale
 
 T = onnx.TensorProto
@@ -164,13 +165,6 @@ def finish(edit: Edit, node: onnx.NodeProto, q: str) -> None:
         edit.replace(node, "Identity", [q])
     else:
         edit.replace(node, "Cast", [edit.before(node, "BitwiseXor", [q, edit.put(128, np.uint8)])], to=T.INT8)
-
-
-def lifted(edit: Edit, node: onnx.NodeProto, name: str) -> str:
-    """An 8-bit tensor as uint8 with zero point 128; what is uint8 must be at most 127."""
-    if edit.dtype(name) == T.INT8:
-        name = edit.before(node, "Cast", [name], to=T.UINT8)
-    return edit.before(node, "BitwiseXor", [name, edit.put(128, np.uint8)])
 
 
 def _image(edit: Edit, node: onnx.NodeProto, terms: list[Term], shape: list[int]) -> tuple[str, int]:

@@ -19,7 +19,8 @@ from wageubn_onnx.onnxir.view import Array
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import LAST
 from wageubn_onnx.passes.targets.cpu.maps.batchnorm_statistics import channel_affine, has_16_bits
-from wageubn_onnx.passes.targets.cpu.maps.fuse_affine_maps import AFFINE, finish, lifted
+from wageubn_onnx.passes.targets.cpu.maps.fuse_affine_maps import AFFINE, finish
+from wageubn_onnx.passes.targets.cpu.products.int8_images import lifted
 
 T = onnx.TensorProto
 LARGEST = 2**12 - 1  # of a deviation

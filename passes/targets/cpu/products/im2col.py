@@ -95,8 +95,13 @@ def flat_columns(edit: Edit, prefers_int8: Preference) -> None:
     """
     for node in edit.calls("ConvWeightGradient"):
         window = attributes(node)
-        if window["group"] == 1 and (window["kernel_shape"], window["strides"], window["pads"]) != ([1, 1], [1, 1], [0] * 4):
+        if window["group"] == 1 and not sees_all_once(window):
             _flatten(edit, node, window, prefers_int8)
+
+
+def sees_all_once(window: dict[str, Any]) -> bool:
+    """Whether a window of one tap sees every place of the maps, and nothing else."""
+    return (window["kernel_shape"], window["strides"], window["pads"]) == ([1, 1], [1, 1], [0] * 4)
 
 
 def _flatten(edit: Edit, node: onnx.NodeProto, window: dict[str, Any], prefers_int8: Preference) -> None:

@@ -65,9 +65,14 @@ def unsigned(edit: Edit, anchor: onnx.NodeProto, name: str) -> Operand:
     """The tensor as uint8: as it is, or an int8 one with its sign bit flipped."""
     if edit.dtype(name) == T.UINT8:
         return Operand(name, edit.put(0, np.uint8), (edit.bound(name) or 255) <= SEVEN_BITS)
-    bits = edit.before(anchor, "Cast", [name], to=T.UINT8)
-    lifted = edit.before(anchor, "BitwiseXor", [bits, edit.put(128, np.uint8)])
-    return Operand(edit.declare(lifted, T.UINT8, edit.shape(name)), edit.put(128, np.uint8))
+    return Operand(edit.declare(lifted(edit, anchor, name), T.UINT8, edit.shape(name)), edit.put(128, np.uint8))
+
+
+def lifted(edit: Edit, node: onnx.NodeProto, name: str) -> str:
+    """An 8-bit tensor as uint8 with zero point 128; what is uint8 must be at most 127."""
+    if edit.dtype(name) == T.INT8:
+        name = edit.before(node, "Cast", [name], to=T.UINT8)
+    return edit.before(node, "BitwiseXor", [name, edit.put(128, np.uint8)])
 
 
 def signed(edit: Edit, name: str, zero: str) -> str | None:

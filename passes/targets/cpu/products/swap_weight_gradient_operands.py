@@ -20,7 +20,7 @@ from wageubn_onnx.onnxir.edit import Edit
 from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.products.im2col import CHANNELS_FIRST, CHANNELS_LAST
+from wageubn_onnx.passes.targets.cpu.products.im2col import CHANNELS_FIRST, CHANNELS_LAST, sees_all_once
 from wageubn_onnx.passes.targets.cpu.products.int8_images import SEVEN_BITS, Preference, unsigned
 
 T = onnx.TensorProto
@@ -29,12 +29,10 @@ T = onnx.TensorProto
 def swapped_gradients(edit: Edit, prefers_int8: Preference) -> None:
     """The same sums. prefers_int8: of the shapes of images [N, I, H, W] and kernels [O, I/G, KH, KW], whether a product of uint8
     and int8 is exact and faster than one of uint8."""
-    for node in edit.calls("ConvWeightGradient"):
-        window = attributes(node)
-        is_plain = (window["kernel_shape"], window["strides"], window["pads"]) == ([1, 1], [1, 1], [0] * 4)
-        if is_plain and window["group"] == 1 and edit.products(node) == 1:
-            _swap(edit, node, prefers_int8)
-    for node in edit.calls("GemmWeightGradient"):
+    convolutions = [
+        node for node in edit.calls("ConvWeightGradient") if attributes(node)["group"] == 1 and sees_all_once(attributes(node))
+    ]
+    for node in (*convolutions, *edit.calls("GemmWeightGradient")):
         if edit.products(node) == 1:
             _swap(edit, node, prefers_int8)
 

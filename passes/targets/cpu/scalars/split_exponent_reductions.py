@@ -17,7 +17,7 @@ from wageubn_onnx.onnxir.nodes import attributes
 from wageubn_onnx.onnxir.view import constant_value
 from wageubn_onnx.passes.targets.cpu.form import Form
 from wageubn_onnx.passes.targets.cpu.machine import Kernel
-from wageubn_onnx.passes.targets.cpu.maps.fuse_affine_maps import lifted
+from wageubn_onnx.passes.targets.cpu.products.int8_images import lifted
 from wageubn_onnx.quantizers.integer import FOLLOW, FOLLOW_CHANNELS
 
 T = onnx.TensorProto
