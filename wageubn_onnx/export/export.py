@@ -31,12 +31,12 @@ def export(
     unavailable target, a target that cannot take the network, an option that it does not have, or a folder of something else.
     """
     chosen, path = find_target(target), Path(out)
-    reason = chosen.missing()
-    if reason:
-        raise WageubnError(f"target {target}: {reason}")
     unknown = [name for name in options if name not in chosen.options]
     if unknown:
         raise WageubnError(f"target {target} has no option {unknown[0]!r}; it has: {', '.join(chosen.options) or 'none'}")
+    reason = chosen.missing()
+    if reason:
+        raise WageubnError(f"target {target}: {reason}")
     bundle = Bundle.of(folder, state)
     with replaced(path, _is_export) as made:
         write(chosen, bundle, made, options)
